@@ -1,0 +1,1 @@
+"""What may cross a boundary: the handover, its manifest and schema, and the plan every node is told."""

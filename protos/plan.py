@@ -1,0 +1,170 @@
+"""What the coordinator tells every node of a run: the task, the network, the training, the split.
+
+A scenario holds a plan; a node receives it with every request and validates it anew. Unknown keys are errors on
+both sides, so that a spelling mistake can never change an experiment in silence.
+"""
+
+import hashlib
+import re
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
+
+
+class Record(BaseModel):
+    """Base of every validated record: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(Record):
+    """What is segmented, and the grid it is learnt on."""
+
+    dims: Literal[2, 3] = 2
+    channels: PositiveInt = 1
+    size: tuple[PositiveInt, ...] = (128, 128)  # pixels or voxels, in the order of the image's axes (row, column)
+    classes: tuple[str, ...]  # the first is the background
+    intensity: Literal["zscore", "minmax", "percentile", "none"] = "zscore"  # per image and channel
+    # resize: the whole image is brought to `size`; patch: `size` is a window on the image at `spacing`
+    fit: Literal["resize", "patch"] = "resize"
+    spacing: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # mm; None keeps each image's own; patch only
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.size) != self.dims:
+            raise ValueError(f"size has {len(self.size)} numbers but dims is {self.dims}; give one number per axis")
+        if self.spacing is not None and len(self.spacing) != self.dims:
+            raise ValueError(f"spacing has {len(self.spacing)} numbers but dims is {self.dims}; give one per axis")
+        if self.spacing is not None and self.fit == "resize":
+            raise ValueError("spacing needs fit: patch, since fit: resize brings every image to size")
+        if len(self.classes) < 2:
+            raise ValueError("classes needs the background and at least one structure")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes names one class twice; give every class a name of its own")
+        return self
+
+
+class NetworkChoice(Record):
+    """A MONAI network without running statistics (docs/architecture.md says why)."""
+
+    name: Literal["unet", "basic_unet"] = "unet"
+    channels: tuple[PositiveInt, ...] = (8, 16, 32, 64, 128)  # per level, finest first
+    norm: Literal["instance", "group"] = "instance"
+    residual_units: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _enough_levels(self) -> Self:
+        if len(self.channels) < 2:
+            raise ValueError("channels needs at least two levels")
+        if self.name == "basic_unet" and len(self.channels) != 6:
+            raise ValueError("basic_unet takes exactly six channel numbers: five levels and the last up-sampling")
+        return self
+
+
+Augmentation = Literal["flip", "rotate", "scale", "intensity", "noise"]
+
+
+class Training(Record):
+    """The ordinary training loop of one visit."""
+
+    steps: Annotated[int, Field(ge=0)] = 300
+    batch_size: PositiveInt = 8
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Annotated[float, Field(ge=0)] = 1e-3
+    momentum: Fraction = 0.9  # sgd only
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    loss: Literal["dice_ce", "dice", "ce"] = "dice_ce"  # per sample, then the mean over samples
+    augment: tuple[Augmentation, ...] = ()
+    checkpoint_every: PositiveInt = 50  # steps; at most so many are repeated after a crash
+    threads: PositiveInt = 1  # CPU threads: part of the plan because sums change with it in the last bit
+
+    @field_validator("augment")
+    @classmethod
+    def _once_each(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("augment names one augmentation twice")
+        return value
+
+
+class GroupByPattern(Record):
+    """The patient is what a regular expression's group `patient` (or its first group) finds in the case name."""
+
+    pattern: str
+
+    @field_validator("pattern")
+    @classmethod
+    def _has_a_group(cls, value: str) -> str:
+        try:
+            groups = re.compile(value).groups
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression ({error})") from error
+        if groups < 1:
+            raise ValueError(f"{value!r} has no group; put the part that names the patient in brackets")
+        return value
+
+
+class GroupByTable(Record):
+    """The patient stands in a column of a CSV file in the site's folder."""
+
+    csv: str
+    column: str
+    case: str = "case"  # the column that holds the case's base name
+
+    @field_validator("csv")
+    @classmethod
+    def _inside_the_folder(cls, value: str) -> str:
+        path = PurePath(value)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{value!r} leaves the site's folder; give a path inside it")
+        return value
+
+
+class Split(Record):
+    """Fractions of patients; who lands where depends on the patient and the split's seed alone."""
+
+    train: Fraction = 0.6
+    val: Fraction = 0.15
+    test: Fraction = 0.25
+    group: Literal["case"] | GroupByPattern | GroupByTable = "case"
+    seed: int = 0  # not the run's seed: a study over seeds keeps its test cases
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train, val and test sum to {total:g}; they must sum to 1")
+        return self
+
+
+class StrategyChoice(BaseModel):
+    """A strategy's name and its own parameters, which the strategy itself validates."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All keys but the name."""
+        return dict(self.model_extra or {})
+
+
+class Plan(Record):
+    """Everything a node must know to learn and to score; together with the site's data it fixes every bit."""
+
+    task: Task
+    strategy: StrategyChoice
+    network: NetworkChoice = NetworkChoice()
+    training: Training = Training()
+    split: Split = Split()
+    seed: Annotated[int, Field(ge=0)] = 0
+    sites: tuple[SiteName, ...]  # in visiting order
+
+    def digest(self) -> str:
+        """SHA-256 of the plan as canonical JSON, as 64 hexadecimal digits."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

@@ -1,0 +1,31 @@
+"""What a strategy sees of a site's data: batches of tensors, never files, names or patients."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`image`: float32 [N, channels, *size]; `label`: int64 [N, 1, *size] with values 0..classes-1."""
+
+    image: Tensor
+    label: Tensor
+
+
+class Samples(Protocol):
+    """The training or validation samples of one site: images, slices or windows of volumes."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
+        """Return the samples at `indices` as one batch.
+
+        With `seeds` (one per index, 0 <= seed < 2**32) each sample is augmented as the plan says, and the same seed
+        gives the same augmentation; without, samples come as they are.
+        """
+        ...
