@@ -1,0 +1,63 @@
+"""Where cases come from: a folder of files or a phantom. Everything behind this seam is the same for both."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Unreadable(Exception):
+    """A file or case that cannot be used; the text is one sentence that names the file and the reason.
+
+    The sentence stays at the node (console, `locum-node check`, node database): it may name a patient's file.
+    """
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something `locum-node check` reports: `spoils` says whether training would suffer from it."""
+
+    file: str
+    sentence: str
+    spoils: bool = True
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One case on its own (native) grid, in canonical orientation.
+
+    image: float32 [channels, *space]; label: uint8 [*space] with class numbers 0..classes-1; spacing: mm per axis of
+    `space` (1.0 for pictures, which have none: their distances are in pixels). `space` is (rows, columns) for a
+    picture and (right, anterior, superior) for a volume, which is also what a volume sliced for dims 2 looks like:
+    its slices lie along the last axis.
+    """
+
+    name: str
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8]
+    spacing: tuple[float, ...]
+
+
+class Source(Protocol):
+    """The cases of one site."""
+
+    synthetic: bool  # only synthetic cases may be shown outside the node
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Base names of all usable cases, sorted."""
+        ...
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What was left out, or is doubtful, and why."""
+        ...
+
+    def patient(self, name: str) -> str:
+        """The patient a case belongs to: a patient is never split."""
+        ...
+
+    def load(self, name: str) -> Scan:
+        """Decode one case; raises Unreadable."""
+        ...

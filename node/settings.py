@@ -1,0 +1,41 @@
+"""What a node knows about itself: its site's name, data, home folder and device. Never sent anywhere."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from protos.plan import Record, SiteName
+
+
+class PhantomSite(Record):
+    """A synthetic hospital: which anatomy, which appearance, how many cases (node/phantoms.py)."""
+
+    task: str
+    appearance: Annotated[int, Field(ge=0)] = 0
+    cases: Annotated[int, Field(gt=0)] = 40
+    size: Annotated[int, Field(ge=16)] = 64  # pixels or voxels along every axis
+    seed: int = 0
+
+
+class SiteSettings(Record):
+    """One node's own settings. `data` (a folder) or `phantom`, not both."""
+
+    name: SiteName
+    home: Path  # the node's database, checkpoints and policy.yaml
+    data: Path | None = None
+    labels: dict[int, str] | None = None  # value in the files -> class name; None: values are class numbers
+    phantom: PhantomSite | None = None
+    device: str = "cpu"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.data is None) == (self.phantom is None):
+            raise ValueError("give a site either a data folder or a phantom")
+        return self
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, object]) -> Self:
+        """Read Flower's node configuration, which holds these settings as JSON under the key `site`."""
+        return cls.model_validate_json(str(node_config["site"]))
