@@ -155,7 +155,9 @@ class Handover:
     @classmethod
     def of(cls, **groups: Mapping[str, "torch.Tensor"]) -> "Handover":
         """Copy groups of torch tensors, for example `Handover.of(weights=model.state_dict())`."""
-        return cls(**{kind: {name: Tensor.of(value) for name, value in group.items()} for kind, group in groups.items()})
+        return cls(
+            **{kind: {name: Tensor.of(value) for name, value in group.items()} for kind, group in groups.items()}
+        )
 
     def group(self, kind: Kind) -> Group:
         """The tensors of one kind, by name."""
@@ -210,7 +212,7 @@ class Handover:
                 "install the same Locum release at the coordinator and at every node."
             )
         try:
-            found = safetensors.deserialize(data)
+            found = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
         except Exception as error:  # safetensors raises its own type for every malformed file
             raise MalformedHandover(f"The handover is no safetensors file ({error}).") from error
         groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in Kind}
@@ -236,9 +238,7 @@ def _safetensors_metadata(data: bytes) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def manifest_of(
-    handover: Handover, *, run: str, stop: int, site: str, strategy: str
-) -> handover_pb2.HandoverManifest:
+def manifest_of(handover: Handover, *, run: str, stop: int, site: str, strategy: str) -> handover_pb2.HandoverManifest:
     """List every tensor of `handover` with its digest."""
     return handover_pb2.HandoverManifest(
         schema_version=SCHEMA_VERSION,
@@ -248,11 +248,11 @@ def manifest_of(
         strategy=strategy,
         tensors=[
             handover_pb2.Tensor(
-                kind=handover_pb2.Kind.Value(kind.name),
+                kind=kind.name,
                 name=name,
                 dtype=tensor.dtype,
                 shape=tensor.shape,
-                bytes=len(tensor.data),
+                nbytes=len(tensor.data),
                 sha256=tensor.sha256,
             )
             for kind, name, tensor in handover.items()
@@ -268,9 +268,7 @@ def check_manifest(manifest: handover_pb2.HandoverManifest, handover: Handover) 
             f"The sender writes handovers of schema version {manifest.schema_version}, this software reads version "
             f"{SCHEMA_VERSION}; install the same Locum release at the coordinator and at every node."
         )
-    actual = manifest_of(
-        handover, run=manifest.run, stop=manifest.stop, site=manifest.site, strategy=manifest.strategy
-    )
+    actual = manifest_of(handover, run=manifest.run, stop=manifest.stop, site=manifest.site, strategy=manifest.strategy)
     listed = {(tensor.kind, tensor.name): tensor for tensor in manifest.tensors}
     present = {(tensor.kind, tensor.name): tensor for tensor in actual.tensors}
     for key in sorted(listed.keys() | present.keys()):

@@ -9,14 +9,13 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from google.protobuf.message import DecodeError
 from pydantic import Field, ValidationError
 
-from protos.handover import SCHEMA_VERSION, Handover, HandoverSchema, Kind, MalformedHandover, Tensor, manifest_of
+from protos.handover import SCHEMA_VERSION, Handover, Kind, MalformedHandover, Tensor, manifest_of
 from protos.locum.v1 import handover_pb2
 from protos.plan import Plan, Record, SiteName
 
@@ -40,22 +39,6 @@ class Request(Record):
     unseen: bool = False  # the site is scored but never visited, so all its cases are test cases
     plan: Plan
     args: dict[str, int | float] = Field(default_factory=dict)  # the strategy's own, see Strategy.arguments
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A declared scalar metric lies in [low, high]."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """All that a reply may hold: exactly the tensors of `handover` (None: no tensor), and no metric but `metrics`."""
-
-    handover: HandoverSchema | None
-    metrics: Mapping[str, Bound]
 
 
 class MalformedMessage(ValueError):

@@ -1,0 +1,64 @@
+"""Segmentation networks: MONAI's U-Nets with GroupNorm or InstanceNorm.
+
+No BatchNorm: its running statistics would describe one site and travel to the next, and sums over sites (joint
+training, rehearsal at home) would no longer equal the pooled computation.
+"""
+
+from math import gcd, prod
+
+import torch
+from monai.networks.nets import BasicUNet, UNet
+from torch import nn
+
+from protos.plan import NetworkChoice, Task
+
+
+def build(task: Task, choice: NetworkChoice, dropout: float = 0.0) -> nn.Module:
+    """A network from [N, channels, *size] to logits [N, classes, *size], float32, freshly initialised.
+
+    Raises ValueError, in one sentence, when `task.size` does not fit the network's levels.
+    """
+    levels = len(choice.channels) if choice.name == "unet" else 5
+    factor = 2 ** (levels - 1)
+    if any(size % factor for size in task.size):
+        raise ValueError(
+            f"network: {levels} levels halve the image {levels - 1} times, so every number of task.size "
+            f"{list(task.size)} must be a multiple of {factor}; change task.size or network.channels."
+        )
+    if choice.norm == "instance" and prod(size // factor for size in task.size) < 2:
+        raise ValueError(
+            f"network: at the lowest level task.size {list(task.size)} leaves a single pixel, which InstanceNorm "
+            "cannot normalise; use fewer levels in network.channels or a larger task.size."
+        )
+    if choice.norm == "instance":
+        norm: tuple[str, dict[str, object]] = ("instance", {"affine": True})
+    else:
+        norm = ("group", {"num_groups": gcd(8, *choice.channels), "affine": True})
+    classes = len(task.classes)
+    if choice.name == "basic_unet":
+        network: nn.Module = BasicUNet(
+            spatial_dims=task.dims,
+            in_channels=task.channels,
+            out_channels=classes,
+            features=choice.channels,
+            norm=norm,
+            dropout=dropout,
+        )
+    else:
+        network = UNet(
+            spatial_dims=task.dims,
+            in_channels=task.channels,
+            out_channels=classes,
+            channels=choice.channels,
+            strides=(2,) * (levels - 1),
+            num_res_units=choice.residual_units,
+            norm=norm,
+            dropout=dropout,
+        )
+    return network
+
+
+def outline(task: Task, choice: NetworkChoice) -> dict[str, torch.Tensor]:
+    """The network's state with shapes and dtypes but no storage (PyTorch's meta device)."""
+    with torch.device("meta"):
+        return dict(build(task, choice).state_dict())

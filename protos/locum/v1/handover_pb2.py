@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17locum/v1/handover.proto\x12\x08locum.v1\"q\n\x06Tensor\x12\x1c\n\x04kind\x18\x01 \x01(\x0e\x32\x0e.locum.v1.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05shape\x18\x04 \x03(\x03\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\x0c\"\x98\x01\n\x10HandoverManifest\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04stop\x18\x03 \x01(\r\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x10\n\x08strategy\x18\x05 \x01(\t\x12!\n\x07tensors\x18\x06 \x03(\x0b\x32\x10.locum.v1.Tensor\x12\x0e\n\x06\x64igest\x18\x07 \x01(\x0c*U\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0b\n\x07WEIGHTS\x10\x01\x12\x0e\n\nIMPORTANCE\x10\x02\x12\x0b\n\x07PROMPTS\x10\x03\x12\r\n\tGENERATOR\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17locum/v1/handover.proto\x12\x08locum.v1\"r\n\x06Tensor\x12\x1c\n\x04kind\x18\x01 \x01(\x0e\x32\x0e.locum.v1.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05shape\x18\x04 \x03(\x03\x12\x0e\n\x06nbytes\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\x0c\"\x98\x01\n\x10HandoverManifest\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04stop\x18\x03 \x01(\r\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x10\n\x08strategy\x18\x05 \x01(\t\x12!\n\x07tensors\x18\x06 \x03(\x0b\x32\x10.locum.v1.Tensor\x12\x0e\n\x06\x64igest\x18\x07 \x01(\x0c*U\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0b\n\x07WEIGHTS\x10\x01\x12\x0e\n\nIMPORTANCE\x10\x02\x12\x0b\n\x07PROMPTS\x10\x03\x12\r\n\tGENERATOR\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'locum.v1.handover_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KIND']._serialized_start=307
-  _globals['_KIND']._serialized_end=392
+  _globals['_KIND']._serialized_start=308
+  _globals['_KIND']._serialized_end=393
   _globals['_TENSOR']._serialized_start=37
-  _globals['_TENSOR']._serialized_end=150
-  _globals['_HANDOVERMANIFEST']._serialized_start=153
-  _globals['_HANDOVERMANIFEST']._serialized_end=305
+  _globals['_TENSOR']._serialized_end=151
+  _globals['_HANDOVERMANIFEST']._serialized_start=154
+  _globals['_HANDOVERMANIFEST']._serialized_end=306
 # @@protoc_insertion_point(module_scope)

@@ -21,20 +21,20 @@ PROMPTS: Kind
 GENERATOR: Kind
 
 class Tensor(_message.Message):
-    __slots__ = ("kind", "name", "dtype", "shape", "bytes", "sha256")
+    __slots__ = ("kind", "name", "dtype", "shape", "nbytes", "sha256")
     KIND_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
-    BYTES_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     kind: Kind
     name: str
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
-    bytes: int
+    nbytes: int
     sha256: bytes
-    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., nbytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
 class HandoverManifest(_message.Message):
     __slots__ = ("schema_version", "run", "stop", "site", "strategy", "tensors", "digest")

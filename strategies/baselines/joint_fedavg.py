@@ -1,0 +1,111 @@
+"""Joint training in its federated form: rounds of a few local steps at every site, weights averaged by FedAvg.
+
+An approximation of strategies/baselines/joint.py: with several local steps, or a local Adam, sites drift apart
+between two averages. McMahan et al. 2017, Algorithm 1; the averaging is Flower's own.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from protos.handover import Handover, Kind
+from protos.plan import Record
+from strategies.gathering import Ask, Average, Gathering, Reply, Stop
+from strategies.strategy import Strategy
+from strategies.training import train
+from strategies.visit import Departure, Visit
+
+
+class FedAvgParameters(Record):
+    """`local_steps`: optimizer steps at each site between two averages."""
+
+    local_steps: Annotated[int, Field(gt=0)] = 10
+
+
+class JointFedAvg(Strategy):
+    """Local optimizer steps at all sites, then the average of their weights, weighted by their training samples.
+
+    `steps` times the number of sites updates in all, `batch_size` samples per update spread over the sites in
+    proportion to their size (at least one each); every round begins with a fresh local optimizer.
+    """
+
+    name = "joint-fedavg"
+    summary = "all sites at once by FedAvg: a few local steps everywhere, then the weighted mean of the weights"
+    source = "baseline (McMahan et al. 2017)"
+    Parameters = FedAvgParameters
+
+    parameters: FedAvgParameters
+
+    def itinerary(self) -> tuple[Stop, ...]:
+        """One stop at which all sites are asked, round after round."""
+        return (Stop(0, self.plan.sites, follows=None, action="local_steps"),)
+
+    def gather(self, stop: Stop, handover: Handover, cases: Mapping[str, int], average: Average) -> Gathering:
+        """Send the average round, average what comes back."""
+        return _FedAvgRounds(self, stop, handover, cases, average)
+
+    def visit(self, visit: Visit) -> Departure:
+        """A few ordinary steps from the arrived average."""
+        model = self.network().to(visit.device)
+        model.load_state_dict(visit.handover.state(Kind.WEIGHTS))
+        steps, batch_size = int(visit.args["steps"]), int(visit.args["batch_size"])
+        training = self.plan.training.model_copy(update={"steps": steps, "batch_size": batch_size})
+        metrics = train(
+            model,
+            training,
+            visit,
+            loss=lambda batch: self.loss(model, batch, None),
+            first_step=int(visit.args["first_step"]),
+        )
+        return Departure(Handover.of(weights=model.state_dict()), metrics)
+
+
+class _FedAvgRounds:
+    """The coordinator's part: how many steps of which batch size each round, and the current average."""
+
+    def __init__(
+        self, strategy: JointFedAvg, stop: Stop, handover: Handover, cases: Mapping[str, int], average: Average
+    ) -> None:
+        training = strategy.plan.training
+        self._updates = training.steps * len(stop.sites)
+        self._local_steps = strategy.parameters.local_steps
+        self.rounds = -(-self._updates // self._local_steps)
+        self._batch_sizes = apportion(training.batch_size, {site: cases[site] for site in stop.sites})
+        self._handover = handover
+        self._average = average
+
+    def asks(self, round: int) -> Iterator[tuple[str, Ask]]:
+        """The same number of local steps everywhere; the last round may be shorter."""
+        first = round * self._local_steps
+        steps = min(self._local_steps, self._updates - first)
+        for site, batch_size in self._batch_sizes.items():
+            yield site, Ask(self._handover, {"first_step": first, "steps": steps, "batch_size": batch_size})
+
+    def receive(self, round: int, replies: Iterable[Reply]) -> None:
+        """theta <- sum_j (n_j / n) theta_j."""
+        self._handover = self._average(replies)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The current average."""
+        return self._handover.state(Kind.WEIGHTS)
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from a round's end."""
+        self._handover = Handover.of(weights=state)
+
+    def result(self) -> Handover:
+        """The last average."""
+        return self._handover
+
+
+def apportion(total: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Split `total` over the sites in proportion to `sizes`, by largest remainder, at least one each."""
+    whole = sum(sizes.values())
+    exact = {site: total * size / whole for site, size in sizes.items()}
+    parts = {site: int(share) for site, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda site: parts[site] - exact[site])
+    for site in by_remainder[: total - sum(parts.values())]:
+        parts[site] += 1
+    return {site: max(1, part) for site, part in parts.items()}

@@ -1,0 +1,33 @@
+"""Every strategy by name. Adding a method is adding its file and one line here."""
+
+from importlib import import_module
+
+from protos.plan import Plan
+from strategies.strategy import Strategy
+
+STRATEGIES: dict[str, str] = {
+    "finetune": "strategies.baselines.finetune:FineTune",
+    "individual": "strategies.baselines.individual:Individual",
+    "joint": "strategies.baselines.joint:Joint",
+    "joint-fedavg": "strategies.baselines.joint_fedavg:JointFedAvg",
+    "l2": "strategies.regularisation.l2:L2",
+    "dropout": "strategies.regularisation.dropout:Dropout",
+}
+
+
+class UnknownStrategy(ValueError):
+    """No strategy of that name is installed; one sentence."""
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """The class registered under `name`; raises UnknownStrategy. Methods are imported when first asked for."""
+    if name not in STRATEGIES:
+        raise UnknownStrategy(f"strategy.name: {name!r} is not installed; choose one of {', '.join(STRATEGIES)}.")
+    module, _, attribute = STRATEGIES[name].partition(":")
+    found: type[Strategy] = getattr(import_module(module), attribute)
+    return found
+
+
+def strategy_for(plan: Plan) -> Strategy:
+    """The plan's strategy; raises UnknownStrategy or UnknownParameter."""
+    return strategy_class(plan.strategy.name)(plan)

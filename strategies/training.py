@@ -1,0 +1,113 @@
+"""The ordinary training loop: resumable at any step, all randomness derived from (run seed, stop, site)."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from protos.plan import Training
+from strategies.data import Batch
+from strategies.visit import Visit, seeded
+
+
+def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
+    """The plan's optimizer over all parameters of `model`, with fresh state."""
+    parameters = list(model.parameters())
+    match training.optimizer:
+        case "adam":
+            return torch.optim.Adam(parameters, lr=training.lr, weight_decay=training.weight_decay)
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay)
+        case "sgd":
+            return torch.optim.SGD(
+                parameters, lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
+            )
+
+
+def draw(visit: Visit, position: int, count: int) -> Batch:
+    """The `count` training samples from `position` on in the site's shuffled stream, augmented, on the device."""
+    places = range(position, position + count)
+    batch = visit.train.batch(
+        [visit.seeds.sample(place, len(visit.train)) for place in places],
+        [visit.seeds("augment", place) for place in places],
+    )
+    return Batch(batch.image.to(visit.device), batch.label.to(visit.device))
+
+
+def train(
+    model: nn.Module,
+    training: Training,
+    visit: Visit,
+    *,
+    loss: Callable[[Batch], Tensor],
+    accept: Callable[[list[Tensor]], None] | None = None,
+    first_step: int = 0,
+) -> dict[str, int | float]:
+    """Take `training.steps` optimizer steps on `model`, in place, going on from a checkpoint where there is one.
+
+    `accept` is called after each step with the parameters before it. `first_step` is the place of this visit's first
+    step in the site's stream of batches. Returns the metrics of VISIT_METRICS.
+    """
+    optimizer = make_optimizer(training, model)
+    parameters = list(model.parameters())
+    first = last = float("nan")
+    start = 0
+    if saved := visit.checkpoint.load():
+        start, state = saved
+        first, last = state["loss_first"].item(), state["loss_last"].item()
+        restore(state, model, optimizer)
+    model.train()
+    with seeded(visit.seeds("visit")):
+        for step in range(start, training.steps):
+            batch = draw(visit, (first_step + step) * training.batch_size, training.batch_size)
+            torch.manual_seed(visit.seeds("step", first_step + step))  # dropout and whatever else a model draws
+            optimizer.zero_grad(set_to_none=True)
+            value = loss(batch)
+            value.backward()  # type: ignore[no-untyped-call]
+            before = [p.detach().clone() for p in parameters] if accept else []
+            optimizer.step()
+            if accept:
+                accept(before)
+            last = value.item()
+            if not math.isfinite(last):
+                raise FloatingPointError(f"the loss is {last} at step {step}; a smaller training.lr may help")
+            first = last if step == 0 else first
+            visit.report(step + 1, training.steps, {"loss": last})
+            if (step + 1) % training.checkpoint_every == 0:
+                progress = {"loss_first": torch.tensor(first, dtype=torch.float64)}
+                progress["loss_last"] = torch.tensor(last, dtype=torch.float64)
+                visit.checkpoint.save(step + 1, snapshot(model, optimizer) | progress)
+    metrics: dict[str, int | float] = {"samples": len(visit.train), "steps": training.steps}
+    return metrics | ({"loss_first": first, "loss_last": last} if training.steps else {})
+
+
+def gradient(model: nn.Module, value: Tensor) -> dict[str, Tensor]:
+    """The gradient of `value` by parameter name; zeros where a parameter has no part in it."""
+    names = dict(model.named_parameters())
+    found = torch.autograd.grad(value, list(names.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(parameter) if g is None else g
+        for (name, parameter), g in zip(names.items(), found, strict=True)
+    }
+
+
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Model and optimizer state as one flat dictionary of tensors, fit for a safetensors file."""
+    state = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer/{index}/{slot}": value for slot, value in slots.items() if value is not None}
+    return state
+
+
+def restore(state: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Bring model and optimizer to what `snapshot` saw."""
+    model.load_state_dict({key.removeprefix("model/"): t for key, t in state.items() if key.startswith("model/")})
+    whole = optimizer.state_dict()
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        if key.startswith("optimizer/"):
+            _, index, slot = key.split("/")
+            slots.setdefault(int(index), {})[slot] = tensor
+    whole["state"] = slots
+    optimizer.load_state_dict(whole)

@@ -1,0 +1,58 @@
+"""One stay of the model at one site: what a strategy is given there and what it ends with."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from protos.handover import Handover
+from strategies.data import Samples
+from strategies.randomness import Seeds
+
+# Called once per step: step, steps, scalars.
+Report = Callable[[int, int, Mapping[str, float]], None]
+
+
+class Checkpoint(Protocol):
+    """Where a long visit keeps its place; the node implements it on its own disk."""
+
+    def load(self) -> tuple[int, dict[str, torch.Tensor]] | None:
+        """The last saved (step, tensors) of this very visit, or None."""
+        ...
+
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Replace what was saved, durably and atomically."""
+        ...
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One stay of the model at one site; everything a strategy may see there."""
+
+    action: str
+    handover: Handover
+    train: Samples
+    val: Samples
+    seeds: Seeds
+    args: Mapping[str, int | float]
+    device: torch.device
+    report: Report
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class Departure:
+    """What a visit ends with: the handover that leaves and the declared scalars beside it."""
+
+    handover: Handover
+    metrics: Mapping[str, int | float]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run with torch's generators seeded, and give them back as they were."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
