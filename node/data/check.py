@@ -1,0 +1,263 @@
+"""`locum-node check`: look at every case of a site before any run does, and say what would spoil training."""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from node.data.layouts import FolderSource
+from node.data.pairing import find_cases
+from node.data.readers import stored_channels
+from node.data.source import Problem, Unreadable
+from node.data.splits import Part, split_cases
+from node.settings import SiteSettings
+from protos.plan import Split, Task
+
+QUIET_SECONDS = 2.0  # a check that is quicker shows no progress bar
+MOST_SHAPES = 10
+
+
+@dataclass(frozen=True)
+class ClassFound:
+    """One class: the stored values that mean it, the cases that hold it, its pixels or voxels in all cases."""
+
+    name: str
+    values: tuple[int, ...]
+    cases: int
+    pixels: int
+
+
+@dataclass(frozen=True)
+class SiteExamination:
+    """What one look at every case found.
+
+    `parts` and `patients`: readable cases and their patients per part of the split; `grids`: how many cases have a
+    given (shape, spacing in mm); the problems are sorted by where they showed.
+    """
+
+    parts: Mapping[Part, int]
+    patients: Mapping[Part, int]
+    grids: Mapping[tuple[tuple[int, ...], tuple[float, ...]], int]
+    classes: tuple[ClassFound, ...]
+    left_out: tuple[Problem, ...]  # unpaired, ambiguous or foreign files
+    unreadable: tuple[Problem, ...]
+    duplicates: tuple[Problem, ...]
+    doubts: tuple[Problem, ...]  # of the site as a whole
+
+    @property
+    def cases(self) -> int:
+        """How many cases can be used."""
+        return sum(self.parts.values())
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """All problems."""
+        return (*self.left_out, *self.unreadable, *self.duplicates, *self.doubts)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing would spoil training."""
+        return not any(problem.spoils for problem in self.problems)
+
+
+def examine(
+    source: FolderSource, *, unseen: bool = False, on_case: Callable[[int, int], None] = lambda done, total: None
+) -> SiteExamination:
+    """Decode every case once; `on_case` is told how many of how many are done. Raises nothing about the data."""
+    names = source.names
+    readable: list[str] = []
+    unreadable: list[Problem] = []
+    grids: Counter[tuple[tuple[int, ...], tuple[float, ...]]] = Counter()
+    twins: dict[bytes, list[str]] = {}
+    pixels = np.zeros(len(source.task.classes), np.int64)
+    holding = np.zeros_like(pixels)
+    for done, name in enumerate(names, start=1):
+        try:
+            scan = source.load(name)
+        except Unreadable as error:
+            unreadable.append(Problem(name, str(error)))
+        else:
+            readable.append(name)
+            grids[scan.label.shape, scan.spacing] += 1
+            counts = np.bincount(scan.label.reshape(-1), minlength=len(pixels))
+            pixels += counts
+            holding += counts > 0
+            # decoded values, so that one picture saved twice in two ways is found too
+            content = hashlib.sha256(repr(scan.image.shape).encode() + scan.image.tobytes()).digest()
+            twins.setdefault(content, []).append(name)
+        on_case(done, len(names))
+    parts = split_cases(readable, source.patient, source.split, unseen=unseen)
+    values: dict[int, list[int]] = {}
+    for value, number in source.values.numbers.items():
+        values.setdefault(number, []).append(value)
+    classes = tuple(
+        ClassFound(name, tuple(sorted(values.get(number, ()))), int(holding[number]), int(pixels[number]))
+        for number, name in enumerate(source.task.classes)
+    )
+    return SiteExamination(
+        parts={part: len(cases) for part, cases in parts.items()},
+        patients={part: len({source.patient(name) for name in cases}) for part, cases in parts.items()},
+        grids=grids,
+        classes=classes,
+        left_out=source.problems,
+        unreadable=tuple(unreadable),
+        duplicates=tuple(_duplicates(twins.values(), source.patient)),
+        doubts=tuple(_empty_parts(parts, source.split, unseen)),
+    )
+
+
+def print_examination(examination: SiteExamination, console: Console) -> None:
+    """Print counts, grids, classes and problems; frames and colours only where the console is a terminal."""
+    frame = box.ROUNDED if console.is_terminal else None
+    parts = Table("part", "cases", "patients", box=frame)
+    for part, cases in examination.parts.items():
+        parts.add_row(part, str(cases), str(examination.patients[part]))
+    grids = Table("shape", "spacing", "cases", box=frame)
+    common = sorted(examination.grids.items(), key=lambda item: (-item[1], item[0]))
+    for (shape, spacing), cases in common[:MOST_SHAPES]:
+        grids.add_row(" x ".join(map(str, shape)), " x ".join(f"{size:g}" for size in spacing), str(cases))
+    if rest := common[MOST_SHAPES:]:
+        grids.add_row(f"{len(rest)} others", "", str(sum(cases for _, cases in rest)))
+    classes = Table("class", "values", "cases", "fraction", box=frame)
+    total = sum(found.pixels for found in examination.classes) or 1
+    for found in examination.classes:
+        values = ", ".join(map(str, found.values))
+        classes.add_row(Text(found.name), values, str(found.cases), f"{found.pixels / total:.4f}")
+    for table in (parts, grids, classes):
+        console.print(table)
+    for problem in examination.problems:
+        # Text, since a file name may look like rich's markup
+        word = Text("spoils training: ", "bold red") if problem.spoils else Text("doubtful: ", "yellow")
+        console.print(word + Text(problem.sentence), soft_wrap=True)
+    spoiling = sum(problem.spoils for problem in examination.problems)
+    cases = f"{examination.cases} usable case{'s' * (examination.cases != 1)}"
+    console.print(f"{cases}; {spoiling} problems would spoil training." if spoiling else f"{cases}; ready for a run.")
+
+
+def run_check(
+    folder: Path,
+    *,
+    classes: str | None = None,
+    dims: int | None = None,
+    channels: int | None = None,
+    labels: str | None = None,
+    split: Split | None = None,
+    unseen: bool = False,
+    console: Console | None = None,
+) -> int:
+    """Examine a site's folder and print what was found.
+
+    `classes` like "background,nucleus", `labels` like "255=nucleus"; what is not given is taken from the files.
+    Returns the exit status: 0 when the site is ready, 1 when something would spoil training, 2 for a wrong option.
+    """
+    console = console or Console()
+    try:
+        mapping = _parse_labels(labels)
+        task = Task.model_validate(_described(folder, classes, dims, channels, mapping))
+    except (ValidationError, ValueError) as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
+        console.print(Text(f"The options do not describe a task: {reason}."), soft_wrap=True)
+        return 2
+    settings = SiteSettings(name="site", home=folder, data=folder, labels=mapping)
+    source = FolderSource(settings, task, split or Split())
+    examination = _with_progress(source, unseen, console)
+    if classes is None and mapping is None:
+        examination = _as_inferred(examination)
+    print_examination(examination, console)
+    return 0 if examination.ok else 1
+
+
+def _duplicates(groups: Iterable[list[str]], patient: Callable[[str], str]) -> Iterable[Problem]:
+    for names in groups:
+        if len(names) < 2:
+            continue
+        leak = len({patient(name) for name in names}) > 1
+        danger = "under different patients, so it may be trained on and tested on; " if leak else ""
+        yield Problem(names[0], f"{', '.join(names)} are the same image, {danger}keep one of them.", spoils=False)
+
+
+def _empty_parts(parts: Mapping[Part, tuple[str, ...]], split: Split, unseen: bool) -> Iterable[Problem]:
+    if not any(parts.values()):
+        yield Problem("site", "No case can be used; repair or add what is listed above.")
+        return
+    needed: tuple[Part, ...] = ("test",) if unseen else ("train", "test")
+    for part in needed:
+        if not parts[part]:
+            share = getattr(split, part)
+            yield Problem("site", f"No case falls to {part} (split.{part} is {share:g}); add cases or raise the share.")
+
+
+def _parse_labels(labels: str | None) -> dict[int, str] | None:
+    if labels is None:
+        return None
+    found: dict[int, str] = {}
+    for entry in labels.split(","):
+        value, separator, name = (piece.strip() for piece in entry.partition("="))
+        if not separator or not name or not value.removeprefix("-").isdecimal():
+            raise ValueError(f"{entry.strip()!r} in labels is not like 255=nucleus")
+        found[int(value)] = name
+    return found
+
+
+def _described(
+    folder: Path, classes: str | None, dims: int | None, channels: int | None, labels: Mapping[int, str] | None
+) -> dict[str, object]:
+    """The keys of a Task: options first, then what the files show."""
+    cases = find_cases(folder).cases.values()
+    if dims is None:
+        dims = 3 if cases and all(case.volume for case in cases) else 2
+    if channels is None:
+        channels = 1
+        for case in cases:
+            try:
+                channels = stored_channels(case)
+                break
+            except Unreadable:
+                continue
+    if classes is not None:
+        names = [name.strip() for name in classes.split(",")]
+    elif labels is not None:
+        names = list(dict.fromkeys([labels.get(0, "background"), *labels.values()]))
+    else:
+        names = [str(number) for number in range(256)]  # all that a label can hold; cut to what is found
+    return {"dims": dims, "channels": channels, "size": (64,) * dims, "classes": names}
+
+
+def _as_inferred(examination: SiteExamination) -> SiteExamination:
+    """Without declared classes: end with the highest that occurs, and ask when numbers are missing."""
+    present = [number for number, found in enumerate(examination.classes) if found.cases]
+    top = max(present, default=0)
+    missing = len(set(range(1, top + 1)) - set(present))
+    doubts = examination.doubts
+    if missing:
+        example = f"{top}=structure"
+        doubts += (
+            Problem(
+                "labels",
+                f"The labels hold the values {', '.join(map(str, present))}, which are not numbers of classes without "
+                f"gaps; say what they mean, for example --labels '{example}'.",
+            ),
+        )
+    return replace(examination, classes=examination.classes[: top + 1], doubts=doubts)
+
+
+def _with_progress(source: FolderSource, unseen: bool, console: Console) -> SiteExamination:
+    begun = time.monotonic()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("looking at cases", visible=False)
+
+        def on_case(done: int, total: int) -> None:
+            slow = time.monotonic() - begun > QUIET_SECONDS
+            progress.update(task, completed=done, total=total, visible=slow)
+
+        return examine(source, unseen=unseen, on_case=on_case)

@@ -1,0 +1,131 @@
+"""A site's folder as a Source: its cases are listed and paired at once, decoded one by one when asked for."""
+
+import csv
+import re
+from collections.abc import Mapping
+
+from node.data.decoding import READ, base_and_suffix
+from node.data.pairing import Finding, find_cases
+from node.data.readers import CaseFiles, LabelValues, read_case
+from node.data.source import Problem, Scan, Unreadable
+from node.settings import SiteSettings
+from protos.plan import GroupByPattern, GroupByTable, Split, Task
+
+
+class FolderSource:
+    """The cases in `settings.data`, as `task` wants them, with patients as `split.group` says.
+
+    Construction opens no image and raises nothing about the data: what is left out stands in `problems`. A listed
+    case may still turn out unreadable when it is loaded.
+    """
+
+    synthetic = False
+
+    def __init__(self, settings: SiteSettings, task: Task, split: Split) -> None:
+        if settings.data is None:
+            raise ValueError(f"site {settings.name} has no data folder")
+        self.task = task
+        self.split = split
+        finding = find_cases(settings.data)
+        cases = _of_dims(finding, task.dims)
+        self.values = LabelValues(task.classes)
+        try:
+            self.values = LabelValues(task.classes, settings.labels)
+        except ValueError as error:
+            finding.problems.append(Problem(settings.data.name, str(error)))
+            cases = {}
+        self._patients = _patients(finding, cases, split)
+        self._cases = {name: case for name, case in cases.items() if name in self._patients}
+        self._problems = tuple(finding.problems)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Base names of all paired cases, sorted."""
+        return tuple(sorted(self._cases))
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What was left out, or is doubtful, and why."""
+        return self._problems
+
+    def patient(self, name: str) -> str:
+        """The patient a case belongs to; raises Unreadable when there is no such case."""
+        self._case(name)
+        return self._patients[name]
+
+    def load(self, name: str) -> Scan:
+        """Decode one case; raises Unreadable."""
+        return read_case(self._case(name), self.task.channels, self.values)
+
+    def _case(self, name: str) -> CaseFiles:
+        if name not in self._cases:
+            raise Unreadable(f"{name!r} is no case of this site; `locum-node check` lists what was left out.")
+        return self._cases[name]
+
+
+def _of_dims(finding: Finding, dims: int) -> Mapping[str, CaseFiles]:
+    """The cases that fit: 3 dimensions need volumes, 2 take both, since volumes are sliced."""
+    pictures = [name for name, case in finding.cases.items() if not case.volume]
+    if dims == 2 or not pictures:
+        return finding.cases
+    finding.problem(
+        finding.folder.name,
+        f"has pictures for {len(pictures)} cases ({pictures[0]} first), but the task is 3-dimensional; "
+        "set task.dims to 2 or give NIfTI volumes.",
+    )
+    return {name: case for name, case in finding.cases.items() if case.volume}
+
+
+def _patients(finding: Finding, cases: Mapping[str, CaseFiles], split: Split) -> dict[str, str]:
+    """Case -> patient, for the cases whose patient is known; the others become problems."""
+    match split.group:
+        case GroupByPattern(pattern=pattern):
+            found = {name: _matched(pattern, name) for name in cases}
+            source = f"split.group's pattern {pattern!r} finds no patient in the name; correct the pattern or rename it"
+        case GroupByTable() as table:
+            found = dict.fromkeys(cases) | _tabled(finding, table)
+            source = f"{table.csv} gives no patient for it; add a row"
+        case _:
+            return {name: name for name in cases}
+    for name in sorted(cases):
+        if not found[name]:
+            finding.problem(name, f"is left out: {source}.")
+    return {name: patient for name, patient in found.items() if patient and name in cases}
+
+
+def _matched(pattern: str, name: str) -> str | None:
+    match = re.search(pattern, name)
+    if match is None:
+        return None
+    found: str | None = match["patient"] if "patient" in match.re.groupindex else match[1]
+    return found
+
+
+def _tabled(finding: Finding, table: GroupByTable) -> dict[str, str]:
+    """Case -> patient from the CSV file; commas or, as spreadsheets write in much of Europe, semicolons."""
+    path = finding.folder / table.csv
+    patients: dict[str, str] = {}
+    if not finding.inside(path):
+        finding.problem(table.csv, "leads out of the site's folder; copy the file into it.")
+        return patients
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            file.seek(0)
+            rows = csv.DictReader(file, delimiter=";" if header.count(";") > header.count(",") else ",")
+            for column in (table.case, table.column):
+                if column not in (rows.fieldnames or ()):
+                    finding.problem(table.csv, f"has no column {column!r}; add it or correct split.group.")
+                    return patients
+            for row in rows:
+                case, patient = (row[table.case] or "").strip(), (row[table.column] or "").strip()
+                base, suffix = base_and_suffix(case)
+                case = base if suffix in READ else case  # file names are as good as base names
+                if patients.setdefault(case, patient) != patient:
+                    finding.problem(table.csv, f"gives {case} two patients; keep the right row.")
+                    patients[case] = ""  # left out rather than guessed
+    except OSError as error:
+        finding.problem(table.csv, f"cannot be opened ({error.strerror}); put it into the site's folder.")
+    except (UnicodeDecodeError, csv.Error) as error:
+        finding.problem(table.csv, f"is no CSV in UTF-8 ({type(error).__name__}); save it again as CSV UTF-8.")
+    return patients

@@ -1,0 +1,33 @@
+"""Who is trained on, who validates, who tests: decided by patient, without state.
+
+A patient's part follows from the patient's name and the split's seed alone, so that adding a case can never move
+another, and so that a patient known under one name at two sites lands in the same part at both.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from protos.plan import Split
+
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+
+def part_of(patient: str, split: Split) -> Part:
+    """The part a patient belongs to: SHA-256 of seed and name gives a number in [0, 1), test cases come first."""
+    digest = hashlib.sha256(f"{split.seed}:{patient}".encode(errors="surrogatepass")).digest()
+    position = (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 53 bits: exact as a float, and never 1
+    if position < split.test:
+        return "test"
+    return "val" if position < split.test + split.val else "train"
+
+
+def split_cases(
+    names: Iterable[str], patient_of: Callable[[str], str], split: Split, *, unseen: bool = False
+) -> dict[Part, tuple[str, ...]]:
+    """Sort cases into parts, each sorted by name; at an unseen site every case is a test case."""
+    parts: dict[Part, list[str]] = {part: [] for part in PARTS}
+    for name in sorted(names):
+        parts["test" if unseen else part_of(patient_of(name), split)].append(name)
+    return {part: tuple(cases) for part, cases in parts.items()}
