@@ -1,0 +1,110 @@
+"""One site's data as a run sees it: split, decoded once, prepared, held in memory."""
+
+import logging
+from collections.abc import Iterator
+from typing import Literal
+
+from node.data.samples import Sample, SiteSamples, TestCase, samples_of
+from node.data.source import Problem, Scan, Source, Unreadable
+from node.data.splits import Part, split_cases
+from node.settings import SiteSettings
+from protos.plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+class EmptySite(Exception):
+    """A part of a site that is needed holds no usable case; the text is one sentence with the remedy."""
+
+
+class SiteData:
+    """The cases of one site under one plan.
+
+    Opening reads no image. A part is decoded when it is first asked for and then stays in memory, so every file is
+    decoded once; drop the object to free the memory (`nbytes`). A case that cannot be read is left out, logged and
+    listed in `problems`. `source` replaces the one that the settings name.
+    """
+
+    def __init__(self, settings: SiteSettings, plan: Plan, unseen: bool = False, source: Source | None = None) -> None:
+        self._site = settings.name
+        self._plan = plan
+        self._source = _source_of(settings, plan) if source is None else source
+        parts = split_cases(self._source.names, self._source.patient, plan.split, unseen=unseen)
+        self._names = {part: list(names) for part, names in parts.items()}
+        self._dropped: list[Problem] = []
+        self._samples: dict[Part, SiteSamples] = {}
+        self._tests: dict[str, TestCase] = {}
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the cases are made up, so that pictures of them may leave the node."""
+        return self._source.synthetic
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What was left out, or is doubtful, and why, as far as is known by now."""
+        return tuple(dict.fromkeys((*self._source.problems, *self._dropped)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that decoded cases hold at present."""
+        samples = sum(part.nbytes for part in self._samples.values())
+        return samples + sum(case.nbytes for case in self._tests.values())
+
+    def counts(self) -> dict[str, int]:
+        """Cases per part, less those found unreadable so far."""
+        return {part: len(names) for part, names in self._names.items()}
+
+    def samples(self, part: Literal["train", "val"]) -> SiteSamples:
+        """All samples of a part, which may be none for "val"; raises EmptySite if no training case is left."""
+        if part not in self._samples:
+            cases: list[Sample] = []
+            for name in tuple(self._names[part]):
+                scan = self._load(part, name)
+                if scan is not None:
+                    cases.extend(samples_of(scan, self._plan.task))
+            self._samples[part] = SiteSamples(cases, self._plan.task, self._plan.training.augment)
+        if part == "train":
+            self._require(part)
+        return self._samples[part]
+
+    def test_cases(self) -> Iterator[TestCase]:
+        """All test cases in the order of their names; raises EmptySite if none is left.
+
+        Cases are decoded one by one as the iteration comes to them.
+        """
+        for name in tuple(self._names["test"]):
+            if name not in self._tests:
+                scan = self._load("test", name)
+                if scan is None:
+                    continue
+                self._tests[name] = TestCase.of(scan, self._plan.task, self.synthetic)
+            yield self._tests[name]
+        self._require("test")
+
+    def _load(self, part: Part, name: str) -> Scan | None:
+        try:
+            return self._source.load(name)
+        except Unreadable as error:
+            log.warning("site %s leaves out %s: %s", self._site, name, error)
+            self._dropped.append(Problem(name, str(error)))
+            self._names[part].remove(name)
+            return None
+
+    def _require(self, part: Literal["train", "test"]) -> None:
+        if not self._names[part]:
+            word = {"train": "training", "test": "test"}[part]
+            raise EmptySite(
+                f"Site {self._site} has no usable {word} case among its {len(self._source.names)}; "
+                f"add cases, repair those that `locum-node check` names, or raise split.{part}."
+            )
+
+
+def _source_of(settings: SiteSettings, plan: Plan) -> Source:
+    if settings.phantom is not None:
+        from node.phantoms import PhantomSource
+
+        return PhantomSource(settings.phantom, plan.task)
+    from node.data.layouts import FolderSource
+
+    return FolderSource(settings, plan.task, plan.split)

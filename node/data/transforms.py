@@ -1,0 +1,130 @@
+"""From a scan to what a network sees: intensities, grid, and seeded augmentation, on plain tensors.
+
+The arithmetic is that of MONAI's transforms, and tests hold it to theirs. Two things are done in PyTorch directly:
+shrinking, because MONAI's anti-aliasing filter pads with zeros and darkens the border of every image, and
+augmentation, because MONAI's tracking of meta data costs several times the arithmetic (18 ms instead of 5 ms for
+eight images of 128 x 128 pixels).
+"""
+
+import math
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from monai.transforms import NormalizeIntensity, ScaleIntensity
+from torch import Tensor
+from torch.nn import functional
+
+from node.data.source import Scan
+from protos.plan import Augmentation, Task
+
+ANGLE = math.radians(15)
+ZOOM = (0.85, 1.15)
+GAMMA = (0.7, 1.5)
+CONTRAST = (0.9, 1.1)
+SHIFT = 0.1  # standard deviations of the image, either way
+NOISE = 0.1  # at most so many standard deviations of the image
+
+
+def is_sliced(scan: Scan, task: Task) -> bool:
+    """Whether a volume is learnt slice by slice, along its last axis."""
+    return task.dims == 2 and scan.label.ndim == 3
+
+
+def prepare_image(scan: Scan, task: Task) -> Tensor:
+    """Normalise and resample: float32 [slices, channels, *grid]; one "slice" for a picture or a whole volume.
+
+    The grid is task.size for fit: resize; for fit: patch it is the image's own, or the one of task.spacing.
+    """
+    # a copy: readers may hand out views that are read-only, flipped or big-endian, none of which PyTorch takes
+    image = normalise(torch.from_numpy(np.array(scan.image, dtype=np.float32, order="C")), task)
+    image = image.movedim(-1, 0) if is_sliced(scan, task) else image[None]
+    grid = _grid(scan, task)
+    return resample(image.flatten(0, 1), grid).reshape(*image.shape[:2], *grid)
+
+
+def prepare_label(scan: Scan, task: Task) -> Tensor:
+    """Bring the label to the image's grid by nearest neighbour: uint8 [slices, *grid]."""
+    label = torch.from_numpy(np.array(scan.label, dtype=np.uint8, order="C"))
+    label = label.movedim(-1, 0) if is_sliced(scan, task) else label[None]
+    return functional.interpolate(label[None], _grid(scan, task), mode="nearest-exact")[0].contiguous()
+
+
+def normalise(image: Tensor, task: Task) -> Tensor:
+    """Scale each channel of a whole image, float32 [channels, *space], as task.intensity says; flat ones become 0."""
+    if task.intensity == "none":
+        return image
+    if task.intensity == "zscore":
+        return torch.as_tensor(NormalizeIntensity(channel_wise=True)(image)).as_subclass(Tensor)
+    if task.intensity == "percentile":
+        limits = np.percentile(image.flatten(1).numpy(), (1, 99), axis=1).astype(np.float32)
+        low, high = torch.from_numpy(limits).reshape(2, -1, *(1,) * (image.ndim - 1))
+        image = image.clamp(low, high)
+    return torch.as_tensor(ScaleIntensity(channel_wise=True)(image)).as_subclass(Tensor)
+
+
+def resample(image: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Linear interpolation of float32 [N, *space] to [N, *grid], antialiased along axes that shrink."""
+    if tuple(image.shape[1:]) == grid:
+        return image
+    if len(grid) == 2:
+        return functional.interpolate(image[None], grid, mode="bilinear", antialias=True)[0]
+    # PyTorch antialiases planes only; the filter is separable: first rows and columns, then depth
+    plane = functional.interpolate(image.movedim(-1, 1), grid[:2], mode="bilinear", antialias=True).movedim(1, -1)
+    return functional.interpolate(plane, grid[1:], mode="bilinear", antialias=True)
+
+
+def augment(
+    image: Tensor, label: Tensor, names: Collection[Augmentation], rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Change float32 [channels, *size] and uint8 [*size] at random; geometry acts on both, intensity on the image.
+
+    Every sample is worked on alone, so that its bits do not depend on its neighbours in the batch.
+    """
+    if "flip" in names:
+        axes = [axis for axis in range(-label.ndim, 0) if rng.random() < 0.5]
+        image, label = image.flip(axes), label.flip(axes)
+    if "rotate" in names or "scale" in names:
+        angle = rng.uniform(-ANGLE, ANGLE) if "rotate" in names else 0.0
+        zoom = rng.uniform(*ZOOM) if "scale" in names else 1.0
+        image, label = turn(image, label, angle, zoom)
+    if "intensity" in names:
+        low, high = image.aminmax()
+        if high > low:
+            image = ((image - low) / (high - low)) ** rng.uniform(*GAMMA) * (high - low) + low
+        std, mean = torch.std_mean(image, correction=0)
+        image = (image - mean) * rng.uniform(*CONTRAST) + (mean + rng.uniform(-SHIFT, SHIFT) * std)
+    if "noise" in names:
+        noise = torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32))
+        image = image + noise * (rng.uniform(0, NOISE) * image.std(correction=0))
+    return image, label
+
+
+def turn(image: Tensor, label: Tensor, angle: float, zoom: float) -> tuple[Tensor, Tensor]:
+    """Rotate by `angle` (radians) in the plane of the first two axes and enlarge by `zoom`, about the centre.
+
+    Linear for the image, nearest for the label; what comes in from outside repeats the border.
+    """
+    size = np.array(label.shape, dtype=np.float64)
+    matrix = np.eye(len(size))
+    cos, sin = math.cos(angle), math.sin(angle)
+    matrix[:2, :2] = [[cos, -sin], [sin, cos]]
+    # from voxels about the centre to PyTorch's coordinates: -1 to 1 along every axis, the last axis first
+    theta = (matrix / zoom * size[None, :] / size[:, None])[::-1, ::-1]
+    affine = torch.from_numpy(np.hstack([theta, np.zeros((len(size), 1))]).astype(np.float32))[None]
+    grid = functional.affine_grid(affine, [1, 1, *label.shape], align_corners=False)
+    turned = functional.grid_sample(image[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    mask = functional.grid_sample(
+        label[None, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
+    )
+    return turned, mask[0, 0].to(torch.uint8)
+
+
+def _grid(scan: Scan, task: Task) -> tuple[int, ...]:
+    space = scan.label.shape[: task.dims]
+    if task.fit == "resize":
+        return task.size
+    if task.spacing is None:
+        return space
+    pairs = zip(space, scan.spacing, task.spacing, strict=False)  # a sliced volume has a third spacing
+    return tuple(max(1, round(count * have / want)) for count, have, want in pairs)
