@@ -86,7 +86,7 @@ class SiteData:
         try:
             return self._source.load(name)
         except Unreadable as error:
-            log.warning("site %s leaves out %s: %s", self._site, name, error)
+            log.warning("site %s leaves out a case: %s", self._site, error)
             self._dropped.append(Problem(name, str(error)))
             self._names[part].remove(name)
             return None

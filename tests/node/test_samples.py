@@ -107,7 +107,7 @@ def test_an_unreadable_case_is_left_out_and_named_at_the_node(caplog):
     assert len(data.samples("train")) == 2
     assert data.counts() == {"train": 2, "val": 0, "test": 0}
     assert data.problems == (*source.problems, Problem("case1", "case1 is cut off."))
-    assert [record.getMessage() for record in caplog.records] == ["site italy leaves out case1: case1 is cut off."]
+    assert [record.getMessage() for record in caplog.records] == ["site italy leaves out a case: case1 is cut off."]
     data.samples("train")
     assert source.loads["case1"] == 1
 
