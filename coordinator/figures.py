@@ -1,0 +1,316 @@
+"""Figures of a run and of a comparison, as matplotlib Figure objects: no pyplot, no global state but a style context.
+
+They import matplotlib, so import this module only where something is drawn. Colours are Okabe and Ito's, which stay
+apart for colour-blind readers, and every colour is doubled by a marker, a label or a position.
+"""
+
+import io
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from coordinator.metrics import Score
+from coordinator.summary import RunSummary
+
+DPI = 192  # twice a screen's 96, so that figures are sharp
+NAMES = {"dsc": "DSC", "asd": "ASD (mm; pixels for pictures)"}
+_LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "os^Dvp"
+_TEXT_CELLS = 16  # above so many rows or columns a heat map has no numbers
+_LINE_SITES = 14  # above so many sites the curves become a band
+_BAR_SITES = 20  # above so many sites the rest share one bar
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of everything but the data."""
+
+    paper: str = "#ffffff"
+    ink: str = "#1d2329"
+    muted: str = "#667079"
+    grid: str = "#dfe3e7"
+    empty: str = "#eef0f2"
+
+
+LIGHT = Theme()
+DARK = Theme(paper="#161b21", ink="#e8ebee", muted="#9aa5af", grid="#323a43", empty="#242b33")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG; equal figures give equal bytes."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
+    return out.getvalue()
+
+
+def heat_map(summary: RunSummary, score: Score, theme: Theme = LIGHT) -> Figure:
+    """R as a heat map: rows after each visit, columns sites, then, set apart, unseen ones. Bright is good.
+
+    Every row's own site is framed; a cell that does not exist shows a dash.
+    """
+    matrix = summary.matrix(score)
+    rows, columns = matrix.shape
+    sites = len(summary.sites)
+    place = np.arange(columns) + 0.35 * (np.arange(columns) >= sites)  # where each column's centre stands
+    width = float(np.clip(1.7 + 0.62 * columns, 3.6, 10.5))
+    with _style(theme):
+        figure, (axes,) = _figure(width, float(np.clip(1.25 + 0.42 * max(rows, 2), 2.1, 9.5)), theme)
+        top = 1.0 if score == "dsc" else _nice(matrix)
+        shade = mpl.colormaps["cividis" if score == "dsc" else "cividis_r"].with_extremes(bad=theme.empty)
+        for part in (slice(0, sites), slice(sites, columns)):
+            if rows and part.start < part.stop:
+                values = np.ma.masked_invalid(matrix[:, part])
+                extent = (place[part.start] - 0.5, place[part.stop - 1] + 0.5, rows - 0.5, -0.5)
+                image = axes.imshow(values, cmap=shade, vmin=0, vmax=top, extent=extent, aspect="auto")
+        if rows:
+            bar = figure.colorbar(image, ax=axes, label=NAMES[score], pad=0.02, fraction=0.05)
+            bar.ax.tick_params(color=theme.muted, labelcolor=theme.ink)
+            bar.outline.set_visible(False)
+        axes.set(xlim=(-0.5, place[-1] + 0.5), ylim=(rows - 0.5, -0.5))
+        if max(rows, columns) <= _TEXT_CELLS:
+            for i, j in np.ndindex(rows, columns):
+                value = float(matrix[i, j])
+                dark = not np.isnan(value) and (value / top < 0.5) == (score == "dsc")
+                ink = theme.muted if np.isnan(value) else "#ffffff" if dark else "#111111"
+                axes.text(float(place[j]), i, _cell(value), color=ink, ha="center", va="center", fontsize=9)
+            for i, sites_of_row in enumerate(summary.visited):
+                for site in sites_of_row:
+                    j = summary.columns.index(site)
+                    axes.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, ec="#ffffff", lw=1.6))
+                    axes.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, ec="#111111", lw=0.7))
+        shown_columns, shown_rows = _thinned(columns), _thinned(rows)
+        slanted = columns > 3 and max(map(len, summary.columns)) > 6
+        axes.set_xticks(
+            place[shown_columns],
+            [_short(summary.columns[j]) + ("\n(unseen)" if j >= sites else "") for j in shown_columns],
+            rotation=35 if slanted else 0,
+            ha="right" if slanted else "center",
+            rotation_mode="anchor" if slanted else "default",
+        )
+        axes.set_yticks(shown_rows, [f"{_row_name(summary, i)}  {i + 1}" for i in shown_rows])
+        axes.set_ylabel("model after visit")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def curves(summary: RunSummary, scores: Sequence[Score] = ("dsc", "asd"), theme: Theme = LIGHT) -> Figure:
+    """Every site's score over the visits, one panel per score; the large marker is the site's own visit.
+
+    Unseen sites are dashed. Above 14 sites there are the mean and the range over sites instead.
+    """
+    with _style(theme):
+        figure, panels = _figure(5.4 * len(scores), 3.4, theme, len(scores))
+        for axes, score in zip(panels, scores, strict=True):
+            matrix = summary.matrix(score)
+            rows, columns = matrix.shape
+            axes.set(xlabel="visit", ylabel=NAMES[score], xlim=(0.8, max(rows, 1) + 0.2))
+            axes.set_ylim(0, 1.03 if score == "dsc" else _nice(matrix))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+            axes.grid(axis="y", color=theme.grid, lw=0.6)
+            visits = np.arange(1, rows + 1)
+            if columns <= _LINE_SITES:
+                ends = []
+                for j, site in enumerate(summary.columns):
+                    colour, marker = _LINES[j % len(_LINES)], _MARKERS[(j + j // len(_LINES)) % len(_MARKERS)]
+                    unseen = j >= len(summary.sites)
+                    axes.plot(
+                        visits, matrix[:, j], color=colour, ls="--" if unseen else "-", marker=marker, ms=3.5, lw=1.6
+                    )
+                    own = [i for i, row in enumerate(summary.visited) if site in row]
+                    axes.plot(visits[own], matrix[own, j], color=colour, marker=marker, ms=8, ls="", mec=theme.paper)
+                    if rows and not np.isnan(matrix[-1, j]):
+                        ends.append((float(matrix[-1, j]), _short(site) + (" (unseen)" if unseen else ""), colour))
+                _label_ends(axes, rows, ends)
+            else:
+                present = matrix[:, ~np.isnan(matrix).all(axis=0)]
+                axes.fill_between(
+                    visits, np.nanmin(present, 1), np.nanmax(present, 1), color=_LINES[0], alpha=0.2, label="all sites"
+                )
+                axes.plot(visits, np.nanmean(present, axis=1), color=_LINES[0], lw=1.8, label="mean over sites")
+                axes.legend(frameon=False)
+    return figure
+
+
+def traffic(summary: RunSummary, theme: Theme = LIGHT) -> Figure:
+    """Bytes per site and kind of artifact: to the site on the left, from the site on the right."""
+    kinds = sorted({row.kind for row in summary.traffic})
+    names = [site for site in summary.columns if any(row.site == site for row in summary.traffic)]
+    named = names if len(names) <= _BAR_SITES else names[: _BAR_SITES - 1]
+    others = len(names) - len(named)
+    labels = [*named, f"{others} others, mean"] if others else named
+    bar = {site: min(place, len(labels) - 1) for place, site in enumerate(names)}
+    sums = np.zeros((2, len(kinds), max(len(labels), 1)))
+    for row in summary.traffic:
+        if row.site in bar:
+            share = 1 / others if bar[row.site] >= len(named) else 1
+            sums[:, kinds.index(row.kind), bar[row.site]] += share * row.sent, share * row.received
+    unit, name = _unit(float(sums.sum(axis=1).max(initial=0)))
+    sums /= unit
+    with _style(theme):
+        figure, (axes,) = _figure(5.4, 1.2 + 0.3 * max(len(labels), 2), theme)
+        for direction, sign in enumerate((-1, 1)):
+            start = np.zeros(sums.shape[2])
+            for k, kind in enumerate(kinds):
+                axes.barh(
+                    range(sums.shape[2]),
+                    sign * sums[direction, k],
+                    left=sign * start,
+                    color=_LINES[k % len(_LINES)],
+                    edgecolor=theme.paper,
+                    label=kind if sign > 0 else None,
+                    height=0.66,
+                )
+                start += sums[direction, k]
+        reach = float(sums.sum(axis=1).max(initial=0)) or 1.0
+        axes.set(xlim=(-1.06 * reach, 1.06 * reach), xlabel=f"← to the site      {name}      from the site →")
+        axes.set_ylim(sums.shape[2] - 0.5, -0.5)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
+        axes.set_yticks(range(len(labels)), [_short(label) for label in labels])
+        axes.tick_params(axis="y", length=0)
+        axes.axvline(0, color=theme.ink, lw=0.8)
+        axes.grid(axis="x", color=theme.grid, lw=0.6)
+        if kinds:
+            figure.legend(loc="outside upper center", ncols=len(kinds), frameon=False)
+    return figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One block of a table figure; `best` are (row, column) places to set in bold."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    best: frozenset[tuple[int, int]]
+
+
+def table(panels: Sequence[Panel], notes: Sequence[str]) -> Figure:
+    """Tables one below the other in the manner of a paper: rules above and below, the best per column in bold."""
+    widths = [
+        max(len(text) for panel in panels for text in (panel.header[c], *(row[c] for row in panel.rows)))
+        for c in range(len(panels[0].header))
+    ]
+    right = np.cumsum([0.095 * width + 0.24 for width in widths])  # inches
+    line = 0.25
+    height = line * (sum(len(panel.rows) + 3.2 for panel in panels) + len(notes) + 0.4)
+    with _style(LIGHT):
+        figure = Figure(figsize=(max(float(right[-1]), 4.0) + 0.3, height))
+        FigureCanvasAgg(figure)
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.15, figure.get_figwidth() - 0.15), ylim=(height, 0))
+        axes.set_axis_off()
+        y = line
+        for panel in panels:
+            axes.text(0, y, panel.title, weight="bold", va="center", fontsize=10)
+            for offset, weight in ((0.6, 1.3), (1.7, 0.7), (1.9 + len(panel.rows), 1.3)):
+                axes.plot((0, right[-1]), (y + offset * line,) * 2, color=LIGHT.ink, lw=weight)
+            for r, row in enumerate([panel.header, *panel.rows]):
+                for c, text in enumerate(row):
+                    axes.text(
+                        0 if c == 0 else right[c],
+                        y + line * (1.15 + r + (0.15 if r else 0)),
+                        text,
+                        ha="left" if c == 0 else "right",
+                        va="center",
+                        weight="bold" if (r - 1, c) in panel.best else "normal",
+                        color=LIGHT.ink if r else LIGHT.muted,
+                    )
+            y += line * (len(panel.rows) + 3.2)
+        for note in notes:
+            axes.text(0, y - 0.3 * line, note, color=LIGHT.muted, va="center", fontsize=8)
+            y += line
+    return figure
+
+
+def _style(theme: Theme) -> AbstractContextManager[None]:
+    return mpl.rc_context(
+        {
+            "font.size": 9,
+            "figure.facecolor": theme.paper,
+            "axes.facecolor": theme.paper,
+            "axes.edgecolor": theme.muted,
+            "axes.labelcolor": theme.ink,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "text.color": theme.ink,
+            "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+        }
+    )
+
+
+def _figure(width: float, height: float, theme: Theme, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    every = list(figure.subplots(1, panels, squeeze=False)[0])
+    for axes in every:  # said here, since ticks made while saving would take the colours of no theme
+        axes.tick_params(color=theme.muted, labelcolor=theme.ink)
+    return figure, every
+
+
+def _label_ends(axes: Axes, rows: int, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Name every line at its right end, pushed apart so that no two names overlap."""
+    low, high = axes.get_ylim()
+    gap = (high - low) / 16
+    ends = sorted(ends)
+    places = [value for value, _, _ in ends]
+    for k in range(1, len(places)):
+        places[k] = max(places[k], places[k - 1] + gap)
+    ceiling = high
+    for k in reversed(range(len(places))):  # what was pushed over the top comes down again
+        places[k] = min(places[k], ceiling)
+        ceiling = places[k] - gap
+    for place, (value, label, colour) in zip(places, ends, strict=True):
+        axes.annotate(
+            label,
+            (rows, value),
+            xytext=(1.04, (place - low) / (high - low)),
+            textcoords="axes fraction",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 1.2, "shrinkA": 0, "shrinkB": 4},
+        )
+
+
+def _row_name(summary: RunSummary, row: int) -> str:
+    sites = summary.visited[row]
+    return _short(sites[0]) if len(sites) == 1 else f"{len(sites)} sites"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else f"{name[:10]}…{name[-7:]}"
+
+
+def _cell(value: float) -> str:
+    return (
+        "–"
+        if np.isnan(value)
+        else f"{value:.2f}"
+        if value < 9.995
+        else f"{value:.1f}"
+        if value < 99.95
+        else f"{value:.0f}"
+    )
+
+
+def _thinned(count: int, most: int = 24) -> list[int]:
+    return list(range(0, count, max(1, -(-count // most))))
+
+
+def _nice(matrix: np.ndarray) -> float:
+    """An upper end for an axis of distances: a little above the largest."""
+    return 1.05 * float(np.nanmax(matrix, initial=0.0)) or 1.0
+
+
+def _unit(most: float) -> tuple[float, str]:
+    for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if most >= size:
+            return size, name
+    return 1.0, "bytes"

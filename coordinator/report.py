@@ -1,0 +1,236 @@
+"""The report of one run: a self-contained page, its figures as PNG, its scores as CSV, its document as JSON."""
+
+import base64
+import csv
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coordinator.metrics import DEFINITIONS, Score
+from coordinator.summary import RunSummary, Traffic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Overlay = tuple[str, int, bytes]  # site, visit (from 1), PNG
+
+CONVENTIONS = (
+    "DSC is the mean over a site's test cases, per class; the matrix shows the mean over classes.",
+    "ASD is, per case and class, the mean of the two directed mean surface distances, in mm (in pixels for pictures).",
+    "Where neither truth nor prediction holds the class (“both empty”), DSC counts as 1 and ASD as 0.",
+    "Where only one of them does (“penalised”), DSC is 0 and ASD counts as the length of the image's diagonal.",
+)
+
+
+def plain_words(summary: RunSummary) -> list[str]:
+    """What the run learnt and forgot, in sentences for people; the most important first."""
+    matrix = summary.matrix("dsc")
+    if len(matrix) == 0:
+        return [*_unfinished(summary), "No model has been scored yet."]
+    said = _forgetting(summary)
+    final = {site: float(matrix[-1, j]) for j, site in enumerate(summary.columns)}
+    unseen = [f"{final[site]:.2f} DSC on {site}" for site in summary.unseen if not math.isnan(final[site])]
+    if unseen:
+        said.append(f"Where it never was, it reaches {_listed(unseen)}.")
+    if (overall := summary.metrics["dsc"]["overall"]) is not None:
+        said.append(f"Over all sites it ends at {overall:.2f} DSC.")
+    if left_out := [site for site, column in zip(summary.columns, matrix.T, strict=True) if np.isnan(column).all()]:
+        said.append(f"There is no score on {_listed(left_out)}, so the means leave that out.")
+    return said + _unfinished(summary)
+
+
+def write_report(summary: RunSummary, folder: Path, overlays: Sequence[Overlay] = ()) -> Path:
+    """Write `report.html`, `matrix_dsc.png`, `matrix_asd.png`, `curves.png`, `scores.csv` and `run.json` to `folder`.
+
+    overlays: sample pictures to embed; hand in those of synthetic sites only. The folder is made when it is missing,
+    files of an earlier report are replaced. Returns the page's path.
+    """
+    from coordinator import figures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(summary.document(), allow_nan=False) + "\n")
+    _write_scores(summary, folder / "scores.csv")
+    (folder / "matrix_dsc.png").write_bytes(figures.png(figures.heat_map(summary, "dsc")))
+    (folder / "matrix_asd.png").write_bytes(figures.png(figures.heat_map(summary, "asd")))
+    (folder / "curves.png").write_bytes(figures.png(figures.curves(summary)))
+    page = folder / "report.html"
+    page.write_text(_page(summary, overlays), encoding="utf-8")
+    return page
+
+
+def _forgetting(summary: RunSummary) -> list[str]:
+    matrix, together = summary.matrix("dsc"), len(summary.visited[-1])
+    if summary.order is None:
+        return (
+            [f"One model learnt from {together} sites at once, so there is no visit to forget."] if together > 1 else []
+        )
+    changes = []
+    for row, j in enumerate(summary.order[:-1]):
+        own, now = float(matrix[row, j]), float(matrix[-1, j])
+        if not math.isnan(now - own):
+            changes.append((now - own, summary.columns[j], own, now))
+    if not changes:
+        last = float(matrix[-1, summary.order[-1]])
+        return [f"After its visit to {summary.columns[summary.order[-1]]} the model segments it at {last:.2f} DSC."]
+    changes.sort()
+    lost = [change for change in changes if change[0] <= -0.005]  # what two decimals show
+    if not lost:
+        sites = (
+            _listed([site for _, site, _, _ in changes]) if len(changes) <= 4 else f"all {len(changes)} earlier sites"
+        )
+        own_visit = "its own visit" if len(changes) == 1 else "their own visits"
+        return [f"Nothing was forgotten: on {sites} the model is no worse than right after {own_visit}."]
+    _, site, own, now = lost[0]
+    said = [
+        f"After the last visit the model segments {site} at {now:.2f} DSC; right after its own visit it was {own:.2f}."
+    ]
+    if rest := [f"{site} ({own:.2f} to {now:.2f})" for _, site, own, now in lost[1:]]:
+        shown = rest[:4] + ([f"{len(rest) - 4} more"] if len(rest) > 4 else [])
+        said.append(f"It also forgot some of {_listed(shown)}.")
+    if gained := [
+        f"{site} ({own:.2f} to {now:.2f})" for change, site, own, now in reversed(changes) if change >= 0.005
+    ]:
+        said.append(f"It went on improving on {_listed(gained[:4])}.")
+    return said
+
+
+def _unfinished(summary: RunSummary) -> list[str]:
+    said = []
+    for stop in summary.stops:
+        where = _listed(stop.sites[:3]) + (" and others" if len(stop.sites) > 3 else "")
+        if stop.status == "skipped":
+            said.append(f"Stop {stop.index} ({where}) was skipped by {stop.skipped_by}: {stop.why}")
+        elif stop.status == "failed":
+            said.append(f"Stop {stop.index} ({where}) failed at {stop.failed_at or 'the coordinator'}: {stop.code}.")
+    if not summary.complete:
+        done = sum(stop.status == "done" for stop in summary.stops)
+        said.append(f"The run is {summary.status}: {done} of {len(summary.stops)} stops are done.")
+    return said
+
+
+def _write_scores(summary: RunSummary, path: Path) -> None:
+    """Tidy: one line per visit, scored site, metric and class. An empty class means all of them together."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(["visit", "visited_site", "scored_site", "unseen", "metric", "class", "value"])
+        means = {"dsc": summary.matrix("dsc"), "asd": summary.matrix("asd")}
+        for i, visited in enumerate(summary.visited):
+            for j, site in enumerate(summary.columns):
+                if np.isnan(means["dsc"][i, j]):
+                    continue
+                cell = [i + 1, "+".join(visited), site, int(j >= len(summary.sites))]
+                for metric, values in (("dsc", summary.dsc), ("asd", summary.asd)):
+                    out.writerow([*cell, metric, "", float(means[metric][i, j])])
+                    out.writerows(
+                        [*cell, metric, name, float(values[i, j, c])] for c, name in enumerate(summary.classes)
+                    )
+                out.writerow([*cell, "both_empty", "", int(summary.both_empty[i, j])])
+                out.writerow([*cell, "penalised", "", int(summary.penalised[i, j])])
+
+
+def _page(summary: RunSummary, overlays: Sequence[Overlay]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"bytes": _bytes, "number": _number, "duration": _duration}
+    kinds = sorted({row.kind for row in summary.traffic})
+    by_site: dict[str, list[Traffic]] = {site: [] for site in summary.columns}
+    for row in summary.traffic:
+        by_site.setdefault(row.site, []).append(row)
+    return environment.get_template("report.html").render(
+        summary=summary,
+        words=plain_words(summary),
+        pictures=_pictures(summary),
+        definitions=[
+            (definition, [(score, summary.metrics[score][key], definition.better(score)) for score in summary.metrics])
+            for key, definition in DEFINITIONS.items()
+        ],
+        conventions=CONVENTIONS,
+        final=_final_rows(summary),
+        by_kind=[(kind, *_total(row for row in summary.traffic if row.kind == kind)) for kind in kinds],
+        by_site=[(site, *_total(rows)) for site, rows in by_site.items()],
+        overlays=[(site, visit, _data_url(image)) for site, visit, image in overlays],
+    )
+
+
+def _pictures(summary: RunSummary) -> dict[str, dict[str, Any]]:
+    """Every figure for light and for dark screens, with its width in CSS pixels."""
+    from coordinator import figures
+
+    scores: tuple[Score, ...] = ("dsc", "asd")
+    drawn: dict[str, tuple[Figure, Figure]] = {
+        "traffic": (figures.traffic(summary), figures.traffic(summary, figures.DARK)),
+    }
+    for score in scores:
+        drawn[f"matrix_{score}"] = (
+            figures.heat_map(summary, score),
+            figures.heat_map(summary, score, figures.DARK),
+        )
+        drawn[f"curves_{score}"] = (
+            figures.curves(summary, (score,)),
+            figures.curves(summary, (score,), figures.DARK),
+        )
+    return {
+        name: {
+            "light": _data_url(figures.png(light)),
+            "dark": _data_url(figures.png(dark)),
+            "width": round(light.get_figwidth() * 96),
+        }
+        for name, (light, dark) in drawn.items()
+    }
+
+
+def _final_rows(summary: RunSummary) -> list[dict[str, Any]]:
+    """Per scored site: the final model's scores per class, and how often the empty-mask conventions applied."""
+    return [
+        {
+            "site": site,
+            "unseen": j >= len(summary.sites),
+            "cases": int(summary.cases[j]),
+            "classes": list(zip(summary.dsc[-1, j].tolist(), summary.asd[-1, j].tolist(), strict=True)),
+            "counts": [int(counts[-1, j]) for counts in (summary.both_empty, summary.penalised)],
+            "totals": [int(counts[:, j].sum()) for counts in (summary.both_empty, summary.penalised)],
+        }
+        for j, site in enumerate(summary.columns if summary.visited else ())
+    ]
+
+
+def _total(rows: Iterable[Traffic]) -> tuple[int, int]:
+    """Bytes to and from the sites."""
+    rows = list(rows)
+    return sum(row.sent for row in rows), sum(row.received for row in rows)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _data_url(image: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+def _bytes(count: float) -> str:
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
