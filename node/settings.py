@@ -2,21 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from protos.plan import PhantomSite as PhantomSite
 from protos.plan import Record, SiteName
-
-
-class PhantomSite(Record):
-    """A synthetic hospital: which anatomy, which appearance, how many cases (node/phantoms.py)."""
-
-    task: str
-    appearance: Annotated[int, Field(ge=0)] = 0
-    cases: Annotated[int, Field(gt=0)] = 40
-    size: Annotated[int, Field(ge=16)] = 64  # pixels or voxels along every axis
-    seed: int = 0
 
 
 class SiteSettings(Record):

@@ -9,7 +9,7 @@ import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -124,13 +124,34 @@ class GroupByTable(Record):
         return value
 
 
+def _group_kind(value: Any) -> str | None:
+    if isinstance(value, GroupByTable) or (isinstance(value, dict) and "csv" in value):
+        return "table"
+    if isinstance(value, dict | GroupByPattern):
+        return "pattern"
+    return "case" if isinstance(value, str) else None
+
+
+# One branch is chosen before it is validated, so that a mistake gives one message and not one per branch.
+Group = Annotated[
+    Annotated[Literal["case"], Tag("case")]
+    | Annotated[GroupByPattern, Tag("pattern")]
+    | Annotated[GroupByTable, Tag("table")],
+    Discriminator(
+        _group_kind,
+        custom_error_type="group",
+        custom_error_message="should be case, {pattern: REGULAR_EXPRESSION} or {csv: FILE, column: NAME}",
+    ),
+]
+
+
 class Split(Record):
     """Fractions of patients; who lands where depends on the patient and the split's seed alone."""
 
     train: Fraction = 0.6
     val: Fraction = 0.15
     test: Fraction = 0.25
-    group: Literal["case"] | GroupByPattern | GroupByTable = "case"
+    group: Group = "case"
     seed: int = 0  # not the run's seed: a study over seeds keeps its test cases
 
     @model_validator(mode="after")
@@ -139,6 +160,16 @@ class Split(Record):
         if abs(total - 1) > 1e-6:
             raise ValueError(f"train, val and test sum to {total:g}; they must sum to 1")
         return self
+
+
+class PhantomSite(Record):
+    """A synthetic hospital: which anatomy, which appearance, how many cases (node/phantoms.py)."""
+
+    task: str
+    appearance: Annotated[int, Field(ge=0)] = 0
+    cases: Annotated[int, Field(gt=0)] = 40
+    size: Annotated[int, Field(ge=16)] = 64  # pixels or voxels along every axis
+    seed: int = 0
 
 
 class StrategyChoice(BaseModel):

@@ -61,7 +61,7 @@ _SENTENCES = MappingProxyType(
         RefusalCode.METRICS: "The reply's metrics were not all declared scalars within their bounds, so it was kept "
         "back.",
         RefusalCode.EXCEPTION: "The node's work was ended by an exception; the node's own log holds its text.",
-        RefusalCode.ERROR_REPLY: "The node's work ended in an error; the node's own log may say more.",
+        RefusalCode.ERROR_REPLY: "The node's work ended in an error, whose text was kept back; see the node's own log.",
         RefusalCode.SITE_DATA: "The site's data cannot be used for this plan; `locum-node check` at the site says why.",
         RefusalCode.LEDGER: "The node could not write its ledger, so nothing may cross; see to its disk and database.",
         RefusalCode.SETTINGS: "The node's own settings or database cannot be read; see the node's log.",

@@ -74,6 +74,14 @@ class Strategy:
         """All that a site's reply to `action` may hold."""
         return Declaration(self.schema(), VISIT_METRICS)
 
+    def scoring_schema(self) -> HandoverSchema:
+        """The part of a handover that a site needs to score it; here the weights."""
+        return HandoverSchema({Kind.WEIGHTS: self.schema().tensors[Kind.WEIGHTS]})
+
+    def for_scoring(self, handover: Handover) -> Handover:
+        """Only what `scoring_schema` names."""
+        return Handover(weights=handover.weights)
+
     # Which stops there are
 
     def itinerary(self) -> tuple[Stop, ...]:
@@ -93,6 +101,13 @@ class Strategy:
         return PlainVisit(site, handover)
 
     # What happens at a site
+
+    def predictor(self, handover: Handover, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The model as a function from images [N, channels, *size] to logits [N, classes, *size], in eval mode."""
+        model = self.network().to(device)
+        model.load_state_dict(handover.state(Kind.WEIGHTS))
+        model.eval()
+        return lambda image: model(image.to(device))
 
     def visit(self, visit: Visit) -> Departure:
         """Learn at one site: the ordinary training loop with this method's hooks."""

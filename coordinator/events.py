@@ -1,0 +1,23 @@
+"""What happens in a run, as it happens: for progress bars, plain lines, later the control service."""
+
+
+class Listener:
+    """Told of everything a person may want to see live; this one does nothing with it."""
+
+    def run_began(self, run: str, stops: int, done: int) -> None:
+        """A run of so many stops begins or goes on."""
+
+    def stop_began(self, stop: int, sites: tuple[str, ...], rounds: int, done: int) -> None:
+        """A stop begins; `done` of its rounds were done before a crash."""
+
+    def stepped(self, stop: int, site: str, step: int, steps: int, loss: float | None) -> None:
+        """A step within a visit, or a round within a stop of many rounds."""
+
+    def stop_ended(self, stop: int, sites: tuple[str, ...], seconds: float) -> None:
+        """A stop is committed."""
+
+    def scored(self, stop: int, site: str, dsc: float | None) -> None:
+        """A site's score is committed; None when the site could not score."""
+
+    def run_ended(self, run: str, status: str) -> None:
+        """The run ended."""

@@ -1,0 +1,147 @@
+"""The coordinator's database: runs, their stops and scores. One transaction commits one stop."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import JSON, DateTime, Engine, ForeignKey, String, create_engine, event, inspect, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+
+REVISION = "0001"  # the newest migration; a test holds it to Alembic's own answer
+
+RunStatus = Literal["running", "done", "incomplete", "failed"]
+StopStatus = Literal["pending", "running", "done", "failed", "skipped"]
+
+
+class Base(DeclarativeBase):
+    """Base of the coordinator's tables."""
+
+    # absent JSON is SQL's NULL, not JSON's
+    type_annotation_map = {dict[str, Any]: JSON(none_as_null=True), list[str]: JSON, datetime: DateTime(timezone=True)}
+
+
+class Run(Base):
+    """One execution of a scenario."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    name: Mapped[str] = mapped_column(String(40))
+    scenario: Mapped[dict[str, Any]]  # the scenario of this run alone, as validated
+    data: Mapped[str | None]  # the data folder of a simulation
+    status: Mapped[str] = mapped_column(String(16), default="running")  # RunStatus
+    created: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
+    seconds: Mapped[float] = mapped_column(default=0.0)  # of work, over all resumptions
+    software: Mapped[str] = mapped_column(String(40))
+    command: Mapped[str]  # makes the same run again
+    stops: Mapped[list["StopRow"]] = relationship(order_by="StopRow.index", cascade="all, delete-orphan")
+    scores: Mapped[list["ScoreRow"]] = relationship(
+        order_by="ScoreRow.stop, ScoreRow.site", cascade="all, delete-orphan"
+    )
+
+
+class StopRow(Base):
+    """One stop of a run's itinerary."""
+
+    __tablename__ = "stops"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    index: Mapped[int] = mapped_column("stop", primary_key=True)
+    sites: Mapped[list[str]]
+    action: Mapped[str] = mapped_column(String(32))
+    follows: Mapped[int | None]  # the stop whose handover arrives; null: the first handover
+    status: Mapped[str] = mapped_column(String(16), default="pending")  # StopStatus
+    artifact: Mapped[str | None] = mapped_column(String(64))  # vault address of the handover it ended with
+    weights_sha256: Mapped[str | None] = mapped_column(String(64))
+    seconds: Mapped[float] = mapped_column(default=0.0)
+    metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    traffic: Mapped[dict[str, Any]] = mapped_column(default=dict)  # site -> sent/received -> kind -> bytes
+    error: Mapped[dict[str, Any] | None]  # site, code, sentence
+    skipped_by: Mapped[str | None]
+    skipped_why: Mapped[str | None]
+    # Within a stop of many rounds: where to go on after a crash.
+    rounds_done: Mapped[int] = mapped_column(default=0)
+    rounds_state: Mapped[str | None] = mapped_column(String(64))  # vault address
+
+
+class ScoreRow(Base):
+    """One cell of the score matrix: what one site measured after one stop."""
+
+    __tablename__ = "scores"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    stop: Mapped[int] = mapped_column(primary_key=True)
+    site: Mapped[str] = mapped_column(String(64), primary_key=True)
+    metrics: Mapped[dict[str, Any] | None]  # null: the site could not score, see error
+    traffic: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    error: Mapped[dict[str, Any] | None]
+
+
+class UnknownRun(Exception):
+    """No run of that name in the store; one sentence."""
+
+
+class Store:
+    """The database at `url`, brought to the newest schema."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = _engine(url)
+        _migrate(self.engine)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session that commits as a whole, or not at all."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def run(self, run: str) -> Run:
+        """A run with its stops and scores loaded; raises UnknownRun."""
+        with self.transaction() as session:
+            found = session.get(Run, run)
+            if found is None:
+                raise UnknownRun(
+                    f"There is no run {run!r} in this store; `locum runs` lists them, --home names another."
+                )
+            _ = found.stops, found.scores  # loaded before the session closes
+            return found
+
+
+def sqlite_url(home: Path) -> str:
+    """The default database below a home folder."""
+    return f"sqlite:///{home.absolute() / 'coordinator.db'}"
+
+
+def _engine(url: str) -> Engine:
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+        if engine.url.database:
+            Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+
+        @event.listens_for(engine, "connect")
+        def _pragmas(connection: Any, _: Any) -> None:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")  # a committed stop survives a power cut
+            connection.execute("PRAGMA foreign_keys=ON")
+            connection.execute("PRAGMA busy_timeout=30000")
+
+    return engine
+
+
+def _migrate(engine: Engine) -> None:
+    """Upgrade the schema where it is not the newest; Alembic is only loaded then."""
+    with engine.connect() as connection:
+        if inspect(connection).has_table("alembic_version"):
+            current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+            if current == REVISION:
+                return
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

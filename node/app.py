@@ -1,0 +1,113 @@
+"""The node's Flower ClientApp: describe the site, learn at it, score at it, all behind the guard."""
+
+from typing import Literal
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from node import checkpoints, progress, records
+from node.data.cache import SiteCache
+from node.data.samples import SiteSamples
+from node.data.site import EmptySite, SiteData
+from node.database import open_database
+from node.declarations import declare, installed
+from node.guard import make_guard
+from node.scoring import overlay_png, score_site
+from node.settings import SiteSettings
+from protos.handover import Handover
+from protos.messages import Request, pack_reply, read_handover, read_request
+from protos.refusals import Refusal, RefusalCode
+from strategies.randomness import Seeds
+from strategies.visit import Visit
+
+_cache = SiteCache(budget=2 * 2**30)  # over all the sites that live in this process
+
+app = ClientApp(mods=[make_guard(declare)])
+
+
+@app.query("describe")
+def describe(message: Message, context: Context) -> Message:
+    """Count the site's cases; with `samples` asked for, also the training samples (slices of volumes)."""
+    settings, request, _ = _open(message, context)
+    data = _site_data(settings, request)
+    counts = data.counts()
+    if request.args.get("samples"):
+        counts["samples"] = len(_samples(data, "train"))
+        counts |= data.counts()  # cases that turned out unreadable are gone
+    return Message(pack_reply(request, None, counts), reply_to=message)
+
+
+@app.train("visit")
+def visit(message: Message, context: Context) -> Message:
+    """Let the strategy learn on the site's training data; only what it declared is in the reply."""
+    settings, request, handover = _open(message, context)
+    assert handover is not None  # the guard has checked
+    data = _site_data(settings, request)
+    train, val = _samples(data, "train"), data.samples("val")
+    strategy = installed(request.plan)
+    torch.set_num_threads(request.plan.training.threads)
+    engine = open_database(settings.home)
+    records.visit_began(engine, request)
+    departure = strategy.visit(
+        Visit(
+            action=request.action,
+            handover=handover,
+            train=train,
+            val=val,
+            seeds=Seeds(request.plan.seed, request.stop, request.site),
+            args=request.args,
+            device=torch.device(settings.device),
+            report=lambda step, steps, scalars: progress.report(
+                progress.Step(request.run, request.stop, request.site, step, steps, scalars)
+            ),
+            checkpoint=checkpoints.VisitCheckpoint(settings.home, request),
+        )
+    )
+    records.visit_ended(engine, request)
+    return Message(pack_reply(request, departure.handover, departure.metrics), reply_to=message)
+
+
+@app.evaluate("score")
+def score(message: Message, context: Context) -> Message:
+    """Score the arrived model on the site's test cases: aggregates leave, scores of single cases stay."""
+    settings, request, handover = _open(message, context)
+    assert handover is not None  # the guard has checked
+    checkpoints.forget(settings.home, request.run, request.stop)
+    data = _site_data(settings, request)
+    torch.set_num_threads(request.plan.training.threads)
+    predict = installed(request.plan).predictor(handover, torch.device(settings.device))
+    try:
+        with torch.inference_mode():
+            result = score_site(data, predict)
+    except EmptySite as error:
+        raise Refusal(RefusalCode.SITE_DATA, str(error)) from error
+    records.scored(open_database(settings.home), request, result)
+    if data.synthetic:
+        case = next(data.test_cases())
+        folder = settings.home / "overlays" / request.run
+        folder.mkdir(parents=True, exist_ok=True)
+        with torch.inference_mode():
+            (folder / f"{request.stop:04d}.png").write_bytes(overlay_png(case, case.predict(predict)))
+    return Message(pack_reply(request, None, result.metrics()), reply_to=message)
+
+
+def _open(message: Message, context: Context) -> tuple[SiteSettings, Request, Handover | None]:
+    return SiteSettings.of(context.node_config), read_request(message.content), read_handover(message.content)
+
+
+def _samples(data: SiteData, part: Literal["train", "val"]) -> SiteSamples:
+    try:
+        return data.samples(part)
+    except EmptySite as error:
+        raise Refusal(RefusalCode.SITE_DATA, str(error)) from error
+
+
+def _site_data(settings: SiteSettings, request: Request) -> SiteData:
+    """The site's data under the request's plan; what was decoded for an earlier message is kept while it fits."""
+    plan = request.plan
+    key = (settings.model_dump_json(), plan.task, plan.split, plan.training.augment, request.unseen)
+    try:
+        return _cache.get(key, lambda: SiteData(settings, plan, request.unseen))
+    except (ValueError, OSError) as error:
+        raise Refusal(RefusalCode.SITE_DATA, str(error)) from error

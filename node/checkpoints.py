@@ -1,0 +1,62 @@
+"""Where a long visit keeps its place on the node's own disk: one safetensors file per visit, replaced atomically."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from protos.messages import Request
+
+
+class VisitCheckpoint:
+    """The checkpoint of one visit (one round of one stop of one run), below the node's home."""
+
+    def __init__(self, home: Path, request: Request) -> None:
+        self._path = _folder(home, request.run) / f"{request.stop}-{request.round}.safetensors"
+        self._plan = request.plan.digest()
+
+    def load(self) -> tuple[int, dict[str, torch.Tensor]] | None:
+        """The last saved step and tensors; None when there are none or they belong to another plan."""
+        if not self._path.exists():
+            return None
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                metadata = file.metadata()
+                if metadata.get("plan") != self._plan:
+                    return None
+                return int(metadata["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, OSError):  # half a file is no checkpoint: the visit starts anew
+            return None
+
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Write, sync, rename: a crash leaves the old checkpoint or the new one."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        data = save(
+            {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {"step": str(step), "plan": self._plan}
+        )
+        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".new-", delete=False) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(file.name).replace(self._path)
+
+
+def forget(home: Path, run: str, stop: int) -> None:
+    """Remove the checkpoints of all stops up to `stop`, whose handovers the coordinator has committed."""
+    folder = _folder(home, run)
+    if not folder.is_dir():
+        return
+    for path in folder.glob("*.safetensors"):
+        if int(path.name.split("-")[0]) <= stop:
+            path.unlink()
+    if not any(folder.glob("*.safetensors")):
+        shutil.rmtree(folder)
+
+
+def _folder(home: Path, run: str) -> Path:
+    return home / "checkpoints" / run

@@ -1,0 +1,45 @@
+"""What a request may bring and what its reply may hold: computed from the plan, before any data is touched."""
+
+from functools import lru_cache
+from types import MappingProxyType
+
+from node.guard import Exchange
+from node.scoring import declared_metrics
+from protos.declaration import Bound, Declaration
+from protos.messages import SCORE, VISIT, Request
+from protos.plan import Plan
+from protos.refusals import Refusal, RefusalCode
+from strategies.registry import UnknownStrategy, strategy_for
+from strategies.strategy import Strategy, UnknownParameter
+
+DESCRIPTION = MappingProxyType({part: Bound(0, 1e7) for part in ("train", "val", "test", "samples")})
+
+
+def declare(message_type: str, request: Request) -> Exchange:
+    """What may cross for `request`; raises Refusal when this node's strategies do not accept the plan."""
+    return _declare(message_type, request.plan.model_dump_json(), request.action)
+
+
+@lru_cache(maxsize=64)  # the thousands of rounds of a joint stop declare the same
+def _declare(message_type: str, plan: str, action: str) -> Exchange:
+    strategy = installed(Plan.model_validate_json(plan))
+    try:
+        if message_type == VISIT:
+            if action not in {stop.action for stop in strategy.itinerary()}:
+                raise Refusal(RefusalCode.PLAN, f"{strategy.name} knows no action {action!r}.")
+            return Exchange(strategy.schema(), strategy.declares(action))
+        if message_type == SCORE:
+            return Exchange(strategy.scoring_schema(), Declaration(None, declared_metrics(strategy.plan.task)))
+        return Exchange(None, Declaration(None, DESCRIPTION))
+    except ValueError as error:  # the network does not fit the task
+        raise Refusal(RefusalCode.PLAN, str(error)) from error
+
+
+def installed(plan: Plan) -> Strategy:
+    """This node's own installed strategy for the plan; raises Refusal."""
+    try:
+        return strategy_for(plan)
+    except UnknownStrategy as error:
+        raise Refusal(RefusalCode.UNKNOWN_STRATEGY, str(error)) from error
+    except UnknownParameter as error:
+        raise Refusal(RefusalCode.PLAN, str(error)) from error
