@@ -52,7 +52,8 @@ class SiteExamination:
     left_out: tuple[Problem, ...]  # unpaired, ambiguous or foreign files
     unreadable: tuple[Problem, ...]
     duplicates: tuple[Problem, ...]
-    doubts: tuple[Problem, ...]  # of the site as a whole
+    empty_parts: tuple[Problem, ...]
+    absent_classes: tuple[Problem, ...]
 
     @property
     def cases(self) -> int:
@@ -62,7 +63,7 @@ class SiteExamination:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """All problems."""
-        return (*self.left_out, *self.unreadable, *self.duplicates, *self.doubts)
+        return (*self.left_out, *self.unreadable, *self.duplicates, *self.empty_parts, *self.absent_classes)
 
     @property
     def ok(self) -> bool:
@@ -97,11 +98,9 @@ def examine(
             twins.setdefault(content, []).append(name)
         on_case(done, len(names))
     parts = split_cases(readable, source.patient, source.split, unseen=unseen)
-    values: dict[int, list[int]] = {}
-    for value, number in source.values.numbers.items():
-        values.setdefault(number, []).append(value)
+    numbers = sorted(source.values.numbers.items())
     classes = tuple(
-        ClassFound(name, tuple(sorted(values.get(number, ()))), int(holding[number]), int(pixels[number]))
+        ClassFound(name, tuple(value for value, n in numbers if n == number), int(holding[number]), int(pixels[number]))
         for number, name in enumerate(source.task.classes)
     )
     return SiteExamination(
@@ -112,7 +111,8 @@ def examine(
         left_out=source.problems,
         unreadable=tuple(unreadable),
         duplicates=tuple(_duplicates(twins.values(), source.patient)),
-        doubts=tuple(_empty_parts(parts, source.split, unseen)),
+        empty_parts=tuple(_empty_parts(parts, source.split, unseen)),
+        absent_classes=tuple(_absent(classes)),
     )
 
 
@@ -131,17 +131,19 @@ def print_examination(examination: SiteExamination, console: Console) -> None:
     classes = Table("class", "values", "cases", "fraction", box=frame)
     total = sum(found.pixels for found in examination.classes) or 1
     for found in examination.classes:
-        values = ", ".join(map(str, found.values))
-        classes.add_row(Text(found.name), values, str(found.cases), f"{found.pixels / total:.4f}")
-    for table in (parts, grids, classes):
+        classes.add_row(
+            Text(found.name), ", ".join(map(str, found.values)), str(found.cases), f"{found.pixels / total:.4f}"
+        )
+    for table in (parts, grids, classes) if examination.cases else ():
         console.print(table)
     for problem in examination.problems:
         # Text, since a file name may look like rich's markup
         word = Text("spoils training: ", "bold red") if problem.spoils else Text("doubtful: ", "yellow")
         console.print(word + Text(problem.sentence), soft_wrap=True)
     spoiling = sum(problem.spoils for problem in examination.problems)
-    cases = f"{examination.cases} usable case{'s' * (examination.cases != 1)}"
-    console.print(f"{cases}; {spoiling} problems would spoil training." if spoiling else f"{cases}; ready for a run.")
+    usable = f"{examination.cases} usable case{'s' * (examination.cases != 1)}"
+    verdict = f"{spoiling} problem{'s' * (spoiling != 1)} would spoil training" if spoiling else "ready for a run"
+    console.print(f"{usable}; {verdict}.")
 
 
 def run_check(
@@ -165,8 +167,8 @@ def run_check(
         mapping = _parse_labels(labels)
         task = Task.model_validate(_described(folder, classes, dims, channels, mapping))
     except (ValidationError, ValueError) as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
-        console.print(Text(f"The options do not describe a task: {reason}."), soft_wrap=True)
+        detail = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
+        console.print(Text(f"The options do not describe a task: {detail}."), soft_wrap=True)
         return 2
     settings = SiteSettings(name="site", home=folder, data=folder, labels=mapping)
     source = FolderSource(settings, task, split or Split())
@@ -202,8 +204,8 @@ def _parse_labels(labels: str | None) -> dict[int, str] | None:
         return None
     found: dict[int, str] = {}
     for entry in labels.split(","):
-        value, separator, name = (piece.strip() for piece in entry.partition("="))
-        if not separator or not name or not value.removeprefix("-").isdecimal():
+        value, _, name = (piece.strip() for piece in entry.partition("="))
+        if not name or not value.removeprefix("-").isdecimal():
             raise ValueError(f"{entry.strip()!r} in labels is not like 255=nucleus")
         found[int(value)] = name
     return found
@@ -233,22 +235,27 @@ def _described(
     return {"dims": dims, "channels": channels, "size": (64,) * dims, "classes": names}
 
 
+def _absent(classes: tuple[ClassFound, ...]) -> Iterable[Problem]:
+    absent = [found.name for found in classes[1:] if not found.cases]
+    if absent and any(found.cases for found in classes):
+        sentence = f"No label holds {', '.join(absent)}; check that the values mean what the task says."
+        yield Problem("labels", sentence, spoils=False)
+
+
 def _as_inferred(examination: SiteExamination) -> SiteExamination:
-    """Without declared classes: end with the highest that occurs, and ask when numbers are missing."""
+    """Without declared classes: end with the highest value that occurs, and ask when values leave wide gaps."""
     present = [number for number, found in enumerate(examination.classes) if found.cases]
     top = max(present, default=0)
-    missing = len(set(range(1, top + 1)) - set(present))
-    doubts = examination.doubts
-    if missing:
-        example = f"{top}=structure"
-        doubts += (
-            Problem(
-                "labels",
-                f"The labels hold the values {', '.join(map(str, present))}, which are not numbers of classes without "
-                f"gaps; say what they mean, for example --labels '{example}'.",
-            ),
+    classes = examination.classes[: top + 1]
+    absent = tuple(_absent(classes))
+    if top >= 2 * len(present):
+        values = ", ".join(map(str, present))
+        sentence = (
+            f"The labels hold the values {values}, which do not look like class numbers; say what they mean, "
+            f"here with --labels '{top}=structure', in a scenario with labels: {{{top}: structure}}."
         )
-    return replace(examination, classes=examination.classes[: top + 1], doubts=doubts)
+        absent = (Problem("labels", sentence),)
+    return replace(examination, classes=classes, absent_classes=absent)
 
 
 def _with_progress(source: FolderSource, unseen: bool, console: Console) -> SiteExamination:

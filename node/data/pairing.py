@@ -121,7 +121,6 @@ def _nnunet(finding: Finding, dataset: dict[str, Any]) -> None:
 def _decathlon(finding: Finding, dataset: dict[str, Any]) -> None:
     modality = dataset.get("modality")
     modalities = max(1, len(modality)) if isinstance(modality, dict) else 1
-    seen: set[str] = set()
     for number, entry in enumerate(dataset["training"]):
         where = f"dataset.json training[{number}]"
         if not (
@@ -131,11 +130,13 @@ def _decathlon(finding: Finding, dataset: dict[str, Any]) -> None:
             continue
         image, label = finding.folder / entry["image"], finding.folder / entry["label"]
         name = base_and_suffix(image.name)[0]
-        if name in seen:
+        objections = [(path, found) for path in (image, label) if (found := _objection(finding, path))]
+        for path, (sentence, spoils) in objections:
+            finding.problem(where, f"names {_printable(path.name)[:80]}, which {sentence}", spoils)
+        if name in finding.cases:
             finding.problem(where, f"names the case {name} a second time; give every case a name of its own.")
-        elif all(_usable(finding, path, f"{where} names {path.name!a}, which") for path in (image, label)):
+        elif not objections:
             finding.add(CaseFiles(name, (image,), label, modalities))
-        seen.add(name)
 
 
 def _listing(finding: Finding, name: str) -> dict[str, Path]:
@@ -146,7 +147,9 @@ def _listing(finding: Finding, name: str) -> dict[str, Path]:
         return {}
     by_base: dict[str, list[Path]] = {}
     for path in _not_hidden(folder):
-        if _usable(finding, path, f"{name}/{path.name}" if path.name.isprintable() else f"{name}/{path.name!a}"):
+        if objection := _objection(finding, path):
+            finding.problem(f"{name}/{_printable(path.name)}", *objection)
+        else:
             by_base.setdefault(base_and_suffix(path.name)[0], []).append(path)
     for base, paths in by_base.items():
         if len(paths) > 1:
@@ -161,26 +164,27 @@ def _not_hidden(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _usable(finding: Finding, path: Path, called: str) -> bool:
-    """Whether a path is a file that a reader should try; what it is instead is noted, naming it as `called`."""
+def _objection(finding: Finding, path: Path) -> tuple[str, bool] | None:
+    """Why no reader should try a path, as the rest of a sentence, and whether that spoils training; None: try it."""
     suffix = base_and_suffix(path.name)[1]
-    if not path.name.isprintable():
-        finding.problem(called, "has a name with unprintable characters; rename it.")
-    elif not finding.inside(path):
-        finding.problem(called, "leads out of the site's folder, or nowhere; copy the file into it.")
-    elif not path.exists():
-        finding.problem(called, "is not there; copy it or take its name away.")
-    elif path.is_dir():
-        finding.problem(called, f"is a folder; give one file per case ({DICOM_REMEDY}).")
-    elif not path.is_file():
-        finding.problem(called, "is no regular file; take it away.")
-    elif suffix in READ:
-        return True
-    elif is_dicom(path):
-        finding.problem(called, f"is a DICOM file, which Locum does not read; {DICOM_REMEDY}.")
-    else:
-        finding.problem(called, f"is none of {_list(READ)}; convert it or take it away.", spoils=suffix not in HARMLESS)
-    return False
+    try:
+        if not path.name.isprintable():
+            return "has a name with unprintable characters; rename it.", True
+        if not finding.inside(path):
+            return "leads out of the site's folder, or nowhere; copy the file into it.", True
+        if not path.exists():
+            return "is not there; copy it or take its name away.", True
+        if path.is_dir():
+            return f"is a folder; give one file per case ({DICOM_REMEDY}).", True
+        if not path.is_file():
+            return "is no regular file; take it away.", True
+    except OSError as error:
+        return f"cannot be looked at ({error.strerror}); check its name and that this user may read it.", True
+    if suffix in READ:
+        return None
+    if is_dicom(path):
+        return f"is a DICOM file, which Locum does not read; {DICOM_REMEDY}.", True
+    return f"is none of {_list(READ)}; convert it or take it away.", suffix not in HARMLESS
 
 
 def _dataset(finding: Finding) -> dict[str, Any]:
@@ -200,6 +204,10 @@ def _dataset(finding: Finding) -> dict[str, Any]:
         finding.problem(path.name, "is no JSON object; correct it or take it away.")
         return {}
     return found
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
 
 
 def _list(suffixes: frozenset[str]) -> str:
