@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Vector = Sequence[float] | Array  # one number per axis
 Rng = np.random.Generator
 
 # The volume's field of view over the picture's: the head is shorter than it is long.
@@ -46,7 +47,7 @@ class PhantomTask:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the pixel or voxel centres lie: `points` is float64 [axes, *space], `step` the centres' distance per axis."""
+    """Where pixels or voxels have their centres: `points` is float64 [axes, *space], `step` the distance per axis."""
 
     points: Array
     step: tuple[float, ...]
@@ -71,7 +72,7 @@ class Grid:
                 points[axis] += shift * ripple
         return Grid(points, self.step)
 
-    def ellipsoid(self, centre: Sequence[float], radii: Sequence[float], angle: float = 0.0) -> Array:
+    def ellipsoid(self, centre: Vector, radii: Vector, angle: float = 0.0) -> Array:
         """The cover of an ellipsoid, turned by `angle` (radians) in the plane of the first two axes.
 
         Edges are one pixel wide, so that borders show partial volumes as real images do.
@@ -85,15 +86,14 @@ class Grid:
         return inside
 
 
-def around(rng: Rng, centre: Sequence[float], spread: float) -> tuple[float, ...]:
+def around(rng: Rng, centre: Vector, spread: float) -> Array:
     """`centre`, moved along each axis by at most `spread`."""
-    return tuple(c + float(s) for c, s in zip(centre, rng.uniform(-spread, spread, size=len(centre)), strict=True))
+    return np.asarray(centre) + rng.uniform(-spread, spread, size=len(centre))
 
 
-def scaled(rng: Rng, radii: Sequence[float], spread: float) -> tuple[float, ...]:
+def scaled(rng: Rng, radii: Vector, spread: float) -> Array:
     """`radii`, each times a factor between 1 - spread and 1 + spread."""
-    factors = rng.uniform(1 - spread, 1 + spread, size=len(radii))
-    return tuple(r * float(f) for r, f in zip(radii, factors, strict=True))
+    return np.asarray(radii) * rng.uniform(1 - spread, 1 + spread, size=len(radii))
 
 
 def organ(grid: Grid, rng: Rng) -> list[Layer]:
@@ -101,13 +101,11 @@ def organ(grid: Grid, rng: Rng) -> list[Layer]:
     bent = grid.warped(rng, 0.03)
     centre, radii, tilt = around(rng, (0, 0), 0.05), scaled(rng, (0.74, 0.86), 0.07), rng.uniform(-0.15, 0.15)
     body = bent.ellipsoid(centre, radii, tilt)
-    inner = bent.ellipsoid(centre, [r - 0.09 for r in radii], tilt)
+    inner = bent.ellipsoid(centre, radii - 0.09, tilt)
     wanted = grid.warped(rng, 0.05).ellipsoid(
         around(rng, (-0.03, -0.32), 0.1), scaled(rng, (0.34, 0.24), 0.18), rng.uniform(-0.6, 0.6)
     )
-    pale = bent.ellipsoid(
-        around(rng, (-0.28, 0.34), 0.08), scaled(rng, (0.22, 0.26), 0.15), rng.uniform(-0.6, 0.6)
-    )
+    pale = bent.ellipsoid(around(rng, (-0.28, 0.34), 0.08), scaled(rng, (0.22, 0.26), 0.15), rng.uniform(-0.6, 0.6))
     dark = bent.ellipsoid(around(rng, (0.32, 0.24), 0.08), scaled(rng, (0.2, 0.26), 0.15), rng.uniform(-0.6, 0.6))
     return [Layer(body, 0.62), Layer(inner, 0.4), Layer(pale, 0.6), Layer(dark, 0.15), Layer(wanted, 0.85, 1)]
 
@@ -119,11 +117,11 @@ def heart(grid: Grid, rng: Rng) -> list[Layer]:
     lung = bent.ellipsoid(around(rng, (-0.2, 0.6), 0.08), scaled(rng, (0.5, 0.3), 0.15), rng.uniform(-0.3, 0.3))
     liver = bent.ellipsoid(around(rng, (0.72, -0.2), 0.08), scaled(rng, (0.22, 0.5), 0.15), rng.uniform(-0.2, 0.2))
     # the whole heart is turned and scaled as one, about the middle of the left ventricle
-    middle, size, turn = np.array(around(rng, (0.02, 0.1), 0.1)), rng.uniform(0.85, 1.15), rng.uniform(-0.5, 0.5)
+    middle, size, turn = around(rng, (0.02, 0.1), 0.1), rng.uniform(0.85, 1.15), rng.uniform(-0.5, 0.5)
     inner, wall = 0.2 * size * rng.uniform(0.85, 1.15), 0.12 * size * rng.uniform(0.8, 1.2)
     towards_right = np.array([np.sin(turn), -np.cos(turn)])
     shape = grid.warped(rng, 0.02)
-    oval = np.array(scaled(rng, (1, 1), 0.08))
+    oval = scaled(rng, (1, 1), 0.08)
     right = shape.ellipsoid(
         middle + 0.8 * (inner + wall) * towards_right, scaled(rng, (0.36 * size, 0.31 * size), 0.12), -turn
     )
@@ -131,8 +129,8 @@ def heart(grid: Grid, rng: Rng) -> list[Layer]:
     blood = shape.ellipsoid(middle, inner * oval, turn)
     layers = [Layer(chest, 0.35), Layer(lung, 0.05), Layer(liver, 0.5)]
     layers += [Layer(right, 0.8, 3), Layer(muscle, 0.25, 2), Layer(blood, 0.85, 1)]
-    for side in (-1, 1):  # the papillary muscles are counted as blood, as clinics do
-        place = middle + 0.55 * inner * np.array([np.cos(turn + side), np.sin(turn + side)]) * side
+    for angle in (turn - 0.6, turn + 1.2):  # the papillary muscles are counted as blood, as clinics do
+        place = middle + 0.55 * inner * np.array([np.cos(angle), np.sin(angle)])
         layers.append(Layer(shape.ellipsoid(place, (0.22 * inner, 0.22 * inner)), 0.3, 1))
     return layers
 
@@ -143,25 +141,23 @@ def lesions(grid: Grid, rng: Rng) -> list[Layer]:
     centre, radii = around(rng, (0, 0, 0), 0.03), scaled(rng, (0.7, 0.86, 0.64), 0.05)
 
     def shell(thickness: float) -> Array:
-        return bent.ellipsoid(centre, [r - thickness for r in radii])
+        return bent.ellipsoid(centre, radii - thickness)
 
-    white = [r - 0.22 for r in radii]
+    white = radii - 0.22
     folds = grid.warped(rng, 0.06).ellipsoid(centre, white)
     layers = [Layer(shell(0), 0.6), Layer(shell(0.05), 0.08), Layer(shell(0.09), 0.2)]
     layers += [Layer(shell(0.12), 0.5), Layer(folds, 0.38)]
     for side in (-1, 1):
-        place = (centre[0] + 0.12 * side, centre[1], centre[2] + 0.03)
+        place = centre + np.array((0.12 * side, 0, 0.03))
         layers.append(Layer(bent.ellipsoid(place, scaled(rng, (0.07, 0.26, 0.12), 0.2), 0.15 * side), 0.15))
-    for _ in range(1 + int(rng.geometric(0.16)) if rng.random() < 0.85 else 1):
-        if len(layers) >= 27:
-            break
+    number = min(1 + int(rng.geometric(0.15)), 20) if rng.random() < 0.8 else 1
+    for _ in range(number):
         direction = rng.normal(size=3)
         direction /= np.sqrt((direction**2).sum())
-        place = np.array(centre) + direction * np.array(white) * rng.uniform(0.45, 0.95)
-        radius = rng.uniform(0.04, 0.11)
-        # a lesion fills at least about a voxel: at a coarser grid it would be a label that no image shows
-        size = [max(r, 0.7 * step) for r, step in zip(scaled(rng, (radius,) * 3, 0.3), grid.step, strict=True)]
-        layers.append(Layer(grid.ellipsoid(place, size, rng.uniform(0, np.pi)), 0.85, 1))
+        place = centre + direction * white * rng.uniform(0.45, 0.95)
+        # no smaller than what is sure to hold a voxel's centre, or a coarse grid would lose lesions
+        size = np.maximum(scaled(rng, [rng.uniform(0.06, 0.15)] * 3, 0.3), 0.87 * np.array(grid.step))
+        layers.append(Layer(grid.ellipsoid(place, size, rng.uniform(0, np.pi)), 0.8, 1))
     return layers
 
 

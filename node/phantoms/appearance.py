@@ -21,13 +21,13 @@ class Appearance:
     name: str
     tones: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # what brightness 0, 1/4, 1/2, 3/4, 1 becomes
     air: float = 0.0
-    bias: float = 0.05  # amplitude of a smooth multiplicative field
+    bias: float = 0.03  # share by which a smooth field brightens or darkens (root mean square over the image)
     blur: float = 0.0  # sigma
     coarse: float = 1.0  # the scanner's own pixel, in plane: the image is interpolated from it
     noise: float = 0.02  # standard deviation, per scanner pixel
     rician: bool = False  # the magnitude of a complex signal, which lifts the dark; otherwise Gaussian
     gamma: float = 1.0
-    slice_mm: float = 4.0  # distance of a volume's slices
+    slices: float = 4 / 3  # distance of a volume's slices
     stain: tuple[float, float, float] = (0.6, 1.0, 1.6)  # exponents of red, green and blue in colour images
 
     def tone(self, brightness: float) -> float:
@@ -63,23 +63,23 @@ def _resized(image: Array, plane: Sequence[int]) -> Array:
 
 
 def _field(shape: Sequence[int], rng: Rng) -> Array:
-    """A smooth field between -1 and 1: a random polynomial of degree two over the image."""
+    """A smooth field with mean square 1: a random polynomial of degree two over the image, zero in its middle."""
     axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij", sparse=True)
     terms = [*axes, *(x * y for i, x in enumerate(axes) for y in axes[i:])]
-    weights = rng.normal(size=len(terms))
     field: Array = np.zeros(shape)
-    for weight, term in zip(weights / np.abs(weights).sum(), terms, strict=True):
-        field = field + weight * term
+    for weight, term in zip(rng.normal(size=len(terms)), terms, strict=True):
+        field += weight * term
+    field /= np.sqrt(np.square(field).mean())
     return field
 
 
 APPEARANCES: tuple[Appearance, ...] = (
     Appearance("reference"),
-    Appearance("noisy, uneven", tones=(0.15, 0.35, 0.5, 0.65, 0.8), bias=0.4, noise=0.08, slice_mm=3.0),
-    Appearance("inverted", tones=(1.0, 0.75, 0.5, 0.25, 0.05), noise=0.04, rician=True, slice_mm=5.0),
-    Appearance("coarse, other sequence", tones=(0.7, 0.25, 0.6, 0.95, 0.3), coarse=2.0, blur=0.5, gamma=1.3, slice_mm=6.0),
-    Appearance("inverted, uneven, blurred", tones=(0.9, 0.75, 0.55, 0.35, 0.2), bias=0.3, blur=0.8, noise=0.05),
-    Appearance("negative film", tones=(0.9, 0.7, 0.5, 0.3, 0.1), air=1.0, gamma=0.7, noise=0.04, slice_mm=3.5),
-    Appearance("old scanner", bias=0.3, blur=1.0, coarse=1.5, noise=0.1, rician=True, gamma=1.6, slice_mm=8.0),
-    Appearance("other sequence", tones=(0.2, 0.9, 0.45, 0.3, 0.75), bias=0.15, noise=0.05, slice_mm=5.0),
+    Appearance("noisy, uneven", tones=(0.15, 0.35, 0.5, 0.65, 0.8), bias=0.25, noise=0.08, slices=1.0),
+    Appearance("inverted", tones=(1.0, 0.75, 0.5, 0.25, 0.05), noise=0.04, rician=True, slices=1.75),
+    Appearance("coarse, other sequence", tones=(0.0, 0.15, 0.7, 1.1, 0.0), coarse=2.0, blur=0.5, slices=2.0),
+    Appearance("inverted, blurred", tones=(0.9, 0.75, 0.55, 0.35, 0.2), bias=0.2, blur=0.8, noise=0.05),
+    Appearance("negative film", tones=(0.9, 0.7, 0.5, 0.3, 0.1), air=1.0, gamma=0.7, noise=0.04, slices=1.25),
+    Appearance("old scanner", bias=0.2, blur=1.0, coarse=1.5, noise=0.1, rician=True, gamma=1.6, slices=2.5),
+    Appearance("other sequence", tones=(0.2, 0.9, 0.45, 0.3, 0.75), bias=0.1, noise=0.05, slices=1.75),
 )

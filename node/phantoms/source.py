@@ -25,7 +25,7 @@ class PhantomSource:
     problems: tuple[Problem, ...] = ()
 
     def __init__(self, phantom: PhantomSite, task: Task) -> None:
-        check_phantom(phantom, task)
+        _check(phantom, task)
         self._phantom = phantom
         self._channels = task.channels
         self._numbers = {f"case-{number:03d}": number for number in range(phantom.cases)}
@@ -49,7 +49,7 @@ class PhantomSource:
         shape: tuple[int, ...] = (self._phantom.size,) * 2
         spacing: tuple[float, ...] = (1.0, 1.0)
         if anatomy.axes == 3:
-            slices = round(HEIGHT * FIELD_MM / appearance.slice_mm)
+            slices = round(HEIGHT * self._phantom.size / appearance.slices)
             shape += (slices,)
             spacing = (FIELD_MM / shape[0], FIELD_MM / shape[1], HEIGHT * FIELD_MM / slices)
         number = self._numbers[name]
@@ -63,7 +63,7 @@ class PhantomSource:
         return np.random.default_rng(int.from_bytes(hashlib.sha256(where.encode()).digest()))
 
 
-def check_phantom(phantom: PhantomSite, task: Task) -> None:
+def _check(phantom: PhantomSite, task: Task) -> None:
     """Raise ValueError, in one sentence, unless there is such a phantom and `task` fits it."""
     anatomy = TASKS.get(phantom.task)
     if anatomy is None:
