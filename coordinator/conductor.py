@@ -94,11 +94,12 @@ class Conductor:
 
     def _describe(self, with_samples: bool) -> dict[str, int]:
         """Ask every site what it has, so that a site that is not there is known before hours of training."""
-        args = {"samples": int(with_samples)}
         samples = {}
-        for answer in self._exchange.ask(
-            Question(DESCRIBE, self._request(site, 0, args=args)) for site in self._columns
-        ):
+        questions = (
+            Question(DESCRIBE, self._request(site, 0, args={"samples": int(with_samples and site not in self._unseen)}))
+            for site in self._columns
+        )
+        for answer in self._exchange.ask(questions):
             if isinstance(answer, SiteFailure):
                 raise self._failed(None, answer)
             samples[answer.site] = int(answer.metrics.get("samples", 0))

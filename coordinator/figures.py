@@ -74,7 +74,7 @@ def heat_map(summary: RunSummary, score: Score, theme: Theme = LIGHT) -> Figure:
             bar = figure.colorbar(image, ax=axes, label=NAMES[score], pad=0.02, fraction=0.05)
             bar.ax.tick_params(color=theme.muted, labelcolor=theme.ink)
             bar.outline.set_visible(False)
-        axes.set(xlim=(-0.5, place[-1] + 0.5), ylim=(rows - 0.5, -0.5))
+        axes.set(xlim=(-0.5, place[-1] + 0.5), ylim=(max(rows, 1) - 0.5, -0.5))
         if max(rows, columns) <= _TEXT_CELLS:
             for i, j in np.ndindex(rows, columns):
                 value = float(matrix[i, j])
@@ -199,7 +199,7 @@ def table(panels: Sequence[Panel], notes: Sequence[str]) -> Figure:
         max(len(text) for panel in panels for text in (panel.header[c], *(row[c] for row in panel.rows)))
         for c in range(len(panels[0].header))
     ]
-    right = np.cumsum([0.095 * width + 0.24 for width in widths])  # inches
+    right = np.cumsum([0.075 * width + 0.2 for width in widths])  # inches
     line = 0.25
     height = line * (sum(len(panel.rows) + 3.2 for panel in panels) + len(notes) + 0.4)
     with _style(LIGHT):

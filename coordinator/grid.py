@@ -5,7 +5,7 @@ reference that could not cross a network. Two of Flower's private names are used
 which a ServerApp cannot make a message, and the metadata's message id, which otherwise the SuperLink sets.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -126,12 +126,3 @@ class InProcessGrid(Grid):
 
     def _step(self, step: progress.Step) -> None:
         self._listener.stepped(step.stop, step.site, step.step, step.steps, step.scalars.get("loss"))
-
-
-def overlays(scenario: Scenario, home: Path, run: str) -> Mapping[str, list[Path]]:
-    """The overlay pictures that synthetic sites' nodes left in their own folders, by site."""
-    found = {}
-    for entry in (*scenario.sites, *scenario.unseen):
-        if entry.phantom is not None:
-            found[entry.name] = sorted((home / "nodes" / entry.name / "overlays" / run).glob("*.png"))
-    return found

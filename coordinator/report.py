@@ -4,7 +4,9 @@ import base64
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,15 @@ CONVENTIONS = (
     "Where neither truth nor prediction holds the class (“both empty”), DSC counts as 1 and ASD as 0.",
     "Where only one of them does (“penalised”), DSC is 0 and ASD counts as the length of the image's diagonal.",
 )
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One figure for light and for dark screens, as PNG, and its width in CSS pixels."""
+
+    light: bytes
+    dark: bytes
+    width: int
 
 
 def plain_words(summary: RunSummary) -> list[str]:
@@ -54,11 +65,12 @@ def write_report(summary: RunSummary, folder: Path, overlays: Sequence[Overlay] 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps(summary.document(), allow_nan=False) + "\n")
     _write_scores(summary, folder / "scores.csv")
-    (folder / "matrix_dsc.png").write_bytes(figures.png(figures.heat_map(summary, "dsc")))
-    (folder / "matrix_asd.png").write_bytes(figures.png(figures.heat_map(summary, "asd")))
+    pictures = _pictures(summary)
+    for name in ("matrix_dsc", "matrix_asd"):
+        (folder / f"{name}.png").write_bytes(pictures[name].light)
     (folder / "curves.png").write_bytes(figures.png(figures.curves(summary)))
     page = folder / "report.html"
-    page.write_text(_page(summary, overlays), encoding="utf-8")
+    page.write_text(_page(summary, pictures, overlays), encoding="utf-8")
     return page
 
 
@@ -132,7 +144,7 @@ def _write_scores(summary: RunSummary, path: Path) -> None:
                 out.writerow([*cell, "penalised", "", int(summary.penalised[i, j])])
 
 
-def _page(summary: RunSummary, overlays: Sequence[Overlay]) -> str:
+def _page(summary: RunSummary, pictures: Mapping[str, _Picture], overlays: Sequence[Overlay]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -142,7 +154,7 @@ def _page(summary: RunSummary, overlays: Sequence[Overlay]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"bytes": _bytes, "number": _number, "duration": _duration}
+    environment.filters |= {"data_url": _data_url, "bytes": _bytes, "number": _number, "duration": _duration}
     kinds = sorted({row.kind for row in summary.traffic})
     by_site: dict[str, list[Traffic]] = {site: [] for site in summary.columns}
     for row in summary.traffic:
@@ -150,7 +162,7 @@ def _page(summary: RunSummary, overlays: Sequence[Overlay]) -> str:
     return environment.get_template("report.html").render(
         summary=summary,
         words=plain_words(summary),
-        pictures=_pictures(summary),
+        pictures=pictures,
         definitions=[
             (definition, [(score, summary.metrics[score][key], definition.better(score)) for score in summary.metrics])
             for key, definition in DEFINITIONS.items()
@@ -159,34 +171,22 @@ def _page(summary: RunSummary, overlays: Sequence[Overlay]) -> str:
         final=_final_rows(summary),
         by_kind=[(kind, *_total(row for row in summary.traffic if row.kind == kind)) for kind in kinds],
         by_site=[(site, *_total(rows)) for site, rows in by_site.items()],
-        overlays=[(site, visit, _data_url(image)) for site, visit, image in overlays],
+        overlays=overlays,
     )
 
 
-def _pictures(summary: RunSummary) -> dict[str, dict[str, Any]]:
-    """Every figure for light and for dark screens, with its width in CSS pixels."""
+def _pictures(summary: RunSummary) -> dict[str, _Picture]:
     from coordinator import figures
 
+    def picture(draw: "Callable[[figures.Theme], Figure]") -> _Picture:
+        light, dark = draw(figures.LIGHT), draw(figures.DARK)
+        return _Picture(figures.png(light), figures.png(dark), round(light.get_figwidth() * 96))
+
     scores: tuple[Score, ...] = ("dsc", "asd")
-    drawn: dict[str, tuple[Figure, Figure]] = {
-        "traffic": (figures.traffic(summary), figures.traffic(summary, figures.DARK)),
-    }
-    for score in scores:
-        drawn[f"matrix_{score}"] = (
-            figures.heat_map(summary, score),
-            figures.heat_map(summary, score, figures.DARK),
-        )
-        drawn[f"curves_{score}"] = (
-            figures.curves(summary, (score,)),
-            figures.curves(summary, (score,), figures.DARK),
-        )
     return {
-        name: {
-            "light": _data_url(figures.png(light)),
-            "dark": _data_url(figures.png(dark)),
-            "width": round(light.get_figwidth() * 96),
-        }
-        for name, (light, dark) in drawn.items()
+        **{f"matrix_{score}": picture(partial(figures.heat_map, summary, score)) for score in scores},
+        **{f"curves_{score}": picture(partial(figures.curves, summary, (score,))) for score in scores},
+        "traffic": picture(partial(figures.traffic, summary)),
     }
 
 

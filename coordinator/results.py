@@ -1,5 +1,7 @@
 """From the store's rows to the run document."""
 
+from pathlib import Path
+
 import numpy as np
 
 from coordinator.scenario import Scenario
@@ -48,6 +50,22 @@ def summarise(run: Run) -> RunSummary:
         software=run.software,
         command=run.command,
     )
+
+
+def overlays(summary: RunSummary, home: Path) -> list[tuple[str, int, bytes]]:
+    """The pictures that the nodes of synthetic sites left in their own folders: site, visit from 1, PNG.
+
+    Only those after each site's own visit and after the last, so that a page stays small.
+    """
+    found = []
+    rows = [stop.index for stop in summary.stops if stop.status == "done"]
+    for site in summary.columns:
+        own = [visit for visit, sites in enumerate(summary.visited) if site in sites]
+        for visit in sorted({*own, len(rows) - 1}):
+            path = home / "nodes" / site / "overlays" / summary.run / f"{rows[visit]:04d}.png" if rows else home
+            if path.is_file():
+                found.append((site, visit + 1, path.read_bytes()))
+    return found
 
 
 def _stop(row: StopRow) -> Stop:

@@ -1,0 +1,281 @@
+"""The command `locum`. Heavy imports wait until a command needs them, so that `--help` answers at once."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from coordinator.scenario import Scenario
+    from coordinator.simulate import Home
+    from coordinator.summary import RunSummary
+
+DONE, FAILED, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    name="locum",
+    help="Continual cross-site learning for medical image segmentation: the model visits the hospitals in turn, "
+    "the data stay.",
+    epilog="Exit status: 0 done, 1 failed, 2 wrong usage or scenario, 3 finished but incomplete (a stop was skipped or "
+    "a site could not be scored), 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", envvar="LOCUM_HOME", help="Folder that holds all state: runs, artifacts, nodes.")
+]
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option("--database", envvar="LOCUM_DATABASE", help="SQLAlchemy URL; default: SQLite in the home folder."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="PyTorch device of the simulated nodes: cpu, cuda, ...")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or an unambiguous beginning of it.")]
+
+
+@app.command()
+def simulate(
+    scenario: Annotated[
+        Path | None, typer.Argument(help="Scenario file (YAML); without one, the demo of synthetic hospitals.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder with one folder per site; default: the scenario's folder.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key: training.steps=50.")
+    ] = None,
+    home: HomeOption = Path(".locum"),
+    database: DatabaseOption = None,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+    report: Annotated[bool, typer.Option(help="Write a report for every run.")] = True,
+) -> None:
+    """Run a scenario on this machine: the model visits every site in turn, every site scores it after every visit."""
+    from coordinator.scenario import load_scenario, parse_scenario
+
+    if scenario is None:
+        path = Path(__file__).parent / "demo.yaml"
+        loaded = parse_scenario(path.read_text(encoding="utf-8"), "demo", overrides or [])
+        data = data or Path()
+    else:
+        loaded = load_scenario(scenario, overrides or [])
+        data = data or scenario.parent
+    place = _home(home, database)
+    _carry_out_all(loaded, place, data, device=device, as_json=as_json, report=report)
+
+
+def _carry_out_all(scenario: "Scenario", home: "Home", data: Path, *, device: str, as_json: bool, report: bool) -> None:
+    from coordinator.simulate import begin
+
+    command = shlex.join(["locum", *sys.argv[1:]])
+    runs = []
+    for single in scenario.runs():
+        run = begin(single, home, data, command)
+        runs.append(run)
+        _carry_out(run, home, device)
+    _conclude(runs, home, as_json=as_json, report=report)
+
+
+@app.command()
+def resume(
+    run: RunArgument,
+    home: HomeOption = Path(".locum"),
+    database: DatabaseOption = None,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+    report: Annotated[bool, typer.Option(help="Write the run's report.")] = True,
+) -> None:
+    """Go on with a run that was interrupted, failed, or is incomplete; the result is that of an undisturbed run."""
+    place = _home(home, database)
+    name = _named(run, place)
+    _carry_out(name, place, device)
+    _conclude([name], place, as_json=as_json, report=report)
+
+
+@app.command()
+def skip(
+    run: RunArgument,
+    stop: Annotated[int, typer.Argument(help="The stop's number, from 0.")],
+    by: Annotated[str, typer.Option("--by", help="Who decides this.")],
+    why: Annotated[str, typer.Option("--why", help="The reason, for the report.")],
+    home: HomeOption = Path(".locum"),
+    database: DatabaseOption = None,
+) -> None:
+    """Let a run go on without an unfinished stop, in the name of a person who answers for it."""
+    from coordinator.simulate import skip as skip_stop
+
+    place = _home(home, database)
+    name = _named(run, place)
+    skip_stop(name, stop, place, by=by, why=why)
+    typer.echo(f"Stop {stop} of run {name} will be skipped; `locum resume {name}` goes on.")
+
+
+@app.command()
+def runs(home: HomeOption = Path(".locum"), database: DatabaseOption = None, as_json: JsonOption = False) -> None:
+    """List all runs, newest first."""
+    from coordinator.console import print_runs
+    from coordinator.listing import listed
+
+    rows = listed(_home(home, database))
+    if as_json:
+        _print_json({"runs": rows})
+    else:
+        print_runs(rows)
+
+
+@app.command()
+def show(
+    run: RunArgument, home: HomeOption = Path(".locum"), database: DatabaseOption = None, as_json: JsonOption = False
+) -> None:
+    """Show a run's score matrix, metrics and stops, as far as it has come."""
+    from coordinator.console import print_run
+
+    summary = _summary(_named(run, place := _home(home, database)), place)
+    if as_json:
+        _print_json(summary.document())
+    else:
+        print_run(summary)
+
+
+@app.command()
+def report(run: RunArgument, home: HomeOption = Path(".locum"), database: DatabaseOption = None) -> None:
+    """Write a run's report: one HTML page, and its figures and numbers as PNG, CSV and JSON."""
+    place = _home(home, database)
+    typer.echo(_write_report(_summary(_named(run, place), place), place))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs over the same sites and classes.")],
+    home: HomeOption = Path(".locum"),
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write PNG, CSV and JSON into this folder.")] = None,
+) -> None:
+    """Compare runs as the papers' tables do: methods by sites, mean and standard deviation over seeds."""
+    from rich.console import Console
+
+    from coordinator.compare import comparison
+
+    place = _home(home, database)
+    result = comparison([_summary(_named(run, place), place) for run in runs])
+    if as_json:
+        _print_json(result.document())
+    else:
+        result.show(Console())
+    for path in result.write(out) if out else ():
+        typer.echo(path, err=True)
+
+
+@app.command()
+def strategies(as_json: JsonOption = False) -> None:
+    """List the installed strategies with what they carry and their parameters."""
+    from coordinator.console import print_strategies
+    from coordinator.listing import installed_strategies
+
+    rows = installed_strategies()
+    if as_json:
+        _print_json({"strategies": rows})
+    else:
+        print_strategies(rows)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    folder: Annotated[Path, typer.Argument(help="The bundle's folder; it must not exist yet.")],
+    home: HomeOption = Path(".locum"),
+    database: DatabaseOption = None,
+) -> None:
+    """Write the final weights as a MONAI bundle that MONAI's own loader runs."""
+    from coordinator.bundle import export_bundle
+
+    place = _home(home, database)
+    typer.echo(export_bundle(place.store().run(_named(run, place)), place.folder / "vault", folder))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; every expected fault is a line on standard error and an exit status."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    try:
+        app(arguments)
+    except KeyboardInterrupt:
+        typer.echo("locum: interrupted; `locum resume RUN` goes on where it stopped.", err=True)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        status = _exit_status(error)
+        if status is None:
+            raise
+        for line in str(error).splitlines():
+            typer.echo(f"locum: {line}", err=True)
+        sys.exit(status)
+
+
+def _exit_status(error: Exception) -> int | None:
+    """The exit status of a fault that is not a programming error; they are told apart by name to import nothing."""
+    usage = {"ScenarioError", "UnknownRun", "RunBusy", "NotSkippable", "NotComparable", "NotExportable"}
+    failed = {"VisitFailed", "MissingArtifact"}
+    name = type(error).__name__
+    return USAGE if name in usage else FAILED if name in failed else None
+
+
+def _home(folder: Path, database: str | None) -> "Home":
+    from coordinator.simulate import Home
+    from coordinator.store import sqlite_url
+
+    return Home(folder.absolute(), database or sqlite_url(folder))
+
+
+def _named(run: str, home: "Home") -> str:
+    from coordinator.listing import full_name
+
+    return full_name(run, home)
+
+
+def _summary(run: str, home: "Home") -> "RunSummary":
+    from coordinator.results import summarise
+
+    return summarise(home.store().run(run))
+
+
+def _carry_out(run: str, home: "Home", device: str) -> None:
+    from coordinator.live import Live
+    from coordinator.simulate import carry_out
+
+    with Live() as live:
+        carry_out(run, home, device=device, listener=live)
+
+
+def _conclude(runs: Sequence[str], home: "Home", *, as_json: bool, report: bool) -> None:
+    """Print what came out of one run or of a study, write the reports, exit with the status that fits."""
+    from coordinator.console import print_conclusion
+
+    summaries = [_summary(run, home) for run in runs]
+    paths = [_write_report(summary, home) for summary in summaries] if report else []
+    if as_json:
+        documents = [summary.document() for summary in summaries]
+        _print_json(documents[0] if len(documents) == 1 else {"runs": documents})
+    else:
+        print_conclusion(summaries, paths)
+    if not all(summary.complete for summary in summaries):
+        raise typer.Exit(INCOMPLETE)
+
+
+def _write_report(summary: "RunSummary", home: "Home") -> Path:
+    from coordinator.report import write_report
+    from coordinator.results import overlays
+
+    return write_report(summary, home.report(summary.run), overlays(summary, home.folder))
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, allow_nan=False))

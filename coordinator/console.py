@@ -1,0 +1,129 @@
+"""What the command line prints: score matrices, metrics, runs, strategies. Plain text when not a terminal."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.columns import Columns
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from coordinator.metrics import Score
+from coordinator.report import plain_words
+from coordinator.summary import RunSummary
+
+WIDTH_OFF_TERMINAL = 160  # tables are not cut when they go to a file or a pipe
+
+
+def console() -> Console:
+    """Standard output."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=WIDTH_OFF_TERMINAL)
+
+
+def print_conclusion(summaries: Sequence[RunSummary], reports: Sequence[Path]) -> None:
+    """The matrices side by side, what was forgotten in plain words, where the reports are."""
+    out = console()
+    out.print(Columns([matrix_table(summary, "dsc") for summary in summaries], padding=(0, 4)))
+    for summary in summaries:
+        if len(summaries) > 1:
+            out.print(f"\n[bold]{escape(summary.strategy)}[/] (seed {summary.seed})")
+        for sentence in plain_words(summary):
+            out.print(sentence, markup=False)
+    if reports:
+        out.print()
+    for path in reports:
+        out.print(f"report: {path}", markup=False, soft_wrap=True)
+
+
+def print_run(summary: RunSummary) -> None:
+    """One run: both matrices, the metrics, the stops."""
+    out = console()
+    out.print(f"run {summary.run}: {summary.status}", markup=False)
+    out.print(Columns([matrix_table(summary, "dsc"), matrix_table(summary, "asd")], padding=(0, 4)))
+    out.print(_metrics_table(summary))
+    out.print(_stops_table(summary))
+    for sentence in plain_words(summary):
+        out.print(sentence, markup=False)
+
+
+def matrix_table(summary: RunSummary, score: Score) -> Table:
+    """R as a table: a row per visit, a column per site, the unseen ones marked."""
+    title = {"dsc": "DSC", "asd": "ASD (mm; pixels for pictures)"}[score]
+    table = Table(title=f"{escape(summary.strategy)}: {title}", title_justify="left")
+    table.add_column("after visiting")
+    for site in summary.columns:
+        table.add_column(escape(site) + (" (unseen)" if site in summary.unseen else ""), justify="right")
+    for sites, row in zip(summary.visited, summary.matrix(score), strict=True):
+        name = sites[0] if len(sites) == 1 else f"all {len(sites)} at once"
+        table.add_row(escape(name), *(_cell(value, score) for value in row))
+    return table
+
+
+def print_runs(rows: Iterable[Mapping[str, Any]]) -> None:
+    """The list of runs."""
+    table = Table()
+    for name in ("run", "status", "strategy", "seed", "stops", "created", "seconds"):
+        table.add_column(
+            name, justify="right" if name in ("seed", "stops", "seconds") else "left", no_wrap=name == "run"
+        )
+    for row in rows:
+        table.add_row(
+            escape(row["run"]),
+            row["status"],
+            escape(row["strategy"]),
+            str(row["seed"]),
+            f"{row['stops_done']}/{row['stops']}",
+            row["created"],
+            f"{row['seconds']:.1f}",
+        )
+    console().print(table)
+
+
+def print_strategies(rows: Iterable[Mapping[str, Any]]) -> None:
+    """The list of strategies."""
+    table = Table()
+    for name in ("strategy", "carries", "parameters (defaults)", "what it does"):
+        table.add_column(name, no_wrap=name == "strategy")
+    for row in rows:
+        parameters = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())
+        table.add_row(row["strategy"], ", ".join(row["carries"]), parameters, row["summary"])
+    console().print(table)
+
+
+def _metrics_table(summary: RunSummary) -> Table:
+    table = Table(title="metrics", title_justify="left")
+    table.add_column("")
+    names = list(summary.metrics["dsc"])
+    for name in names:
+        table.add_column(name, justify="right")
+    for score, values in summary.metrics.items():
+        table.add_row(score.upper(), *("-" if (v := values[name]) is None else f"{v:.3f}" for name in names))
+    return table
+
+
+def _stops_table(summary: RunSummary) -> Table:
+    table = Table(title="stops", title_justify="left")
+    for name in ("stop", "site", "status", "seconds", "note"):
+        table.add_column(name)
+    for stop in summary.stops:
+        note = ""
+        if stop.status == "skipped":
+            note = f"skipped by {stop.skipped_by}: {stop.why}"
+        elif stop.code is not None:
+            note = f"{stop.failed_at}: {stop.code}"
+        seconds = "" if stop.seconds is None else f"{stop.seconds:.1f}"
+        table.add_row(str(stop.index), escape(", ".join(stop.sites)), stop.status, seconds, escape(note))
+    return table
+
+
+def _cell(value: float, score: Score) -> str:
+    if np.isnan(value):
+        return "-"
+    if score == "asd":
+        return f"{value:.2f}"
+    # on a terminal the digits' colour is the heat: from red (0) over yellow to green (1)
+    shade = 255 - int(120 * value), 80 + int(150 * value), 80
+    return f"[rgb({shade[0]},{shade[1]},{shade[2]})]{value:.3f}[/]"

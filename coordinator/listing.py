@@ -1,0 +1,58 @@
+"""Runs and strategies as lists, and runs by the beginning of their names."""
+
+from typing import Any
+
+from sqlalchemy import func, select
+
+from coordinator.simulate import Home, is_busy
+from coordinator.store import Run, StopRow, UnknownRun
+from strategies.registry import STRATEGIES, strategy_class
+
+
+def listed(home: Home) -> list[dict[str, Any]]:
+    """Every run, newest first. A run that says `running` while no process carries it out is `interrupted`."""
+    done = (
+        select(func.count()).where(StopRow.run_id == Run.id, StopRow.status.in_(["done", "skipped"])).scalar_subquery()
+    )
+    stops = select(func.count()).where(StopRow.run_id == Run.id).scalar_subquery()
+    with home.store().transaction() as session:
+        rows = session.execute(select(Run, done, stops).order_by(Run.created.desc())).all()
+    return [
+        {
+            "run": run.id,
+            "status": "interrupted" if run.status == "running" and not is_busy(home, run.id) else run.status,
+            "strategy": run.scenario["strategy"]["name"],
+            "seed": run.scenario["seed"],
+            "stops_done": settled,
+            "stops": total,
+            "created": run.created.isoformat(timespec="seconds"),
+            "seconds": run.seconds,
+        }
+        for run, settled, total in rows
+    ]
+
+
+def full_name(run: str, home: Home) -> str:
+    """The run whose name is `run` or begins with it; raises UnknownRun unless there is exactly one."""
+    with home.store().transaction() as session:
+        names = list(session.scalars(select(Run.id).where(Run.id.startswith(run, autoescape=True)).order_by(Run.id)))
+    if run in names or len(names) == 1:
+        return run if run in names else names[0]
+    if not names:
+        raise UnknownRun(f"There is no run {run!r} in {home.folder}; `locum runs` lists them, --home names another.")
+    raise UnknownRun(f"{run!r} may be {', '.join(names[:5])}; give more of the name.")
+
+
+def installed_strategies() -> list[dict[str, Any]]:
+    """Every strategy with what it carries and its parameters and their defaults."""
+    classes = [strategy_class(name) for name in STRATEGIES]
+    return [
+        {
+            "strategy": kind.name,
+            "summary": kind.summary,
+            "source": kind.source,
+            "carries": sorted(kind.carries),
+            "parameters": {name: field.get_default() for name, field in kind.Parameters.model_fields.items()},
+        }
+        for kind in classes
+    ]

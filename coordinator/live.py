@@ -1,0 +1,94 @@
+"""What a person sees while a run goes on: progress bars on a terminal, plain lines elsewhere. Always on stderr."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from coordinator.events import Listener
+
+LINE_SECONDS = 10.0  # on no terminal, a long visit says so often how far it is
+
+
+class Live(Listener):
+    """One bar for the stops of the run and one for the visit in progress; use as a context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._run: TaskID | None = None
+        self._visit: TaskID | None = None
+        self._rounds = 1
+        self._line_due = 0.0
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def run_began(self, run: str, stops: int, done: int) -> None:
+        """Open the run's bar."""
+        goes_on = f", {done} of its {stops} stops are done" if done else f", {stops} stop{'s' * (stops > 1)}"
+        self._say(f"run {run}{goes_on}")
+        self._run = self._bars.add_task("stops", total=stops, completed=done, note="")
+
+    def stop_began(self, stop: int, sites: tuple[str, ...], rounds: int, done: int) -> None:
+        """Open the visit's bar."""
+        self._rounds = rounds
+        self._line_due = time.monotonic() + LINE_SECONDS
+        self._visit = self._bars.add_task(
+            f"stop {stop} at {escape(_where(sites))}", total=rounds if rounds > 1 else None, completed=done, note=""
+        )
+
+    def stepped(self, stop: int, site: str, step: int, steps: int, loss: float | None) -> None:
+        """Move the visit's bar; within a stop of many rounds only whole rounds count."""
+        if self._visit is None or (self._rounds > 1 and site):
+            return
+        note = "" if loss is None else f"loss {loss:.3f}"
+        self._bars.update(self._visit, completed=step, total=steps, note=note)
+        if not self._console.is_terminal and time.monotonic() > self._line_due:
+            self._line_due = time.monotonic() + LINE_SECONDS
+            self._say(f"stop {stop}{f' at {site}' if site else ''}: step {step} of {steps}, {note}")
+
+    def stop_ended(self, stop: int, sites: tuple[str, ...], seconds: float) -> None:
+        """Close the visit's bar."""
+        if self._visit is not None:
+            self._bars.remove_task(self._visit)
+            self._visit = None
+        if self._run is not None:
+            self._bars.advance(self._run)
+        self._say(f"stop {stop} at {_where(sites)}: done in {seconds:.1f} s")
+
+    def scored(self, stop: int, site: str, dsc: float | None) -> None:
+        """Note the newest score beside the run's bar."""
+        if dsc is None:
+            self._say(f"stop {stop}: {site} could not be scored; the run will be incomplete")
+        if self._run is not None:
+            self._bars.update(self._run, note=f"{escape(site)} {'failed' if dsc is None else f'DSC {dsc:.3f}'}")
+
+    def run_ended(self, run: str, status: str) -> None:
+        """Say how the run ended."""
+        self._say(f"run {run}: {status}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _where(sites: tuple[str, ...]) -> str:
+    return sites[0] if len(sites) == 1 else f"{len(sites)} sites"
