@@ -1,0 +1,236 @@
+"""The guard: outermost mod of the ClientApp, through which every message enters and leaves a site.
+
+Nothing that came from behind it is passed on. It takes a plain copy of the reply, checks the copy against what the
+strategy declared and the site's policy allows, and builds the message that leaves out of the checked values alone; an
+error leaves as a code with a fixed sentence. Both ways, the ledger is written first.
+"""
+
+import builtins
+import logging
+import sys
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import cast
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from node.database import open_database
+from node.inspection import (
+    arrived_handover,
+    check_records,
+    check_tensors,
+    checked_metrics,
+    parse_request,
+    plain_copy,
+    tensors_of,
+)
+from node.ledger import Crossing, Direction, Ledger, LedgerUnwritable, Verdict
+from node.policy import Policy
+from node.settings import SiteSettings
+from protos.declaration import Declaration
+from protos.handover import Handover, HandoverSchema, Kind
+from protos.messages import DESCRIBE, SCORE, VISIT, Request, pack_reply
+from protos.refusals import OtherVersion, Refusal, RefusalCode
+
+_log = logging.getLogger("locum.node.guard")
+
+_FAILURES = frozenset({RefusalCode.EXCEPTION, RefusalCode.ERROR_REPLY, RefusalCode.SITE_DATA})
+# Only these names leave: the name of a class that a strategy made could carry data.
+_EXCEPTIONS = tuple(
+    kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, BaseException)
+)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Exactly the tensors that a request brings (None: none), and all that its reply may hold."""
+
+    arrives: HandoverSchema | None
+    leaves: Declaration
+
+
+# Takes the message type (one of protos.messages) and the request; raises Refusal (UNKNOWN_STRATEGY, PLAN).
+Declare = Callable[[str, Request], Exchange]
+
+
+def make_guard(declare: Declare) -> Mod:
+    """Return the guard as a Flower mod, which must be the first of the ClientApp's mods.
+
+    `declare` is trusted: it runs before the site's data are touched and decides what may leave. Work behind the guard
+    may raise Refusal with SITE_DATA when the site's own data are at fault; of any other exception only the type's name
+    leaves, and only if it is one of Python's own.
+    """
+
+    def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        try:
+            return _Passage(message, context).through(declare, call_next, context)
+        except KeyboardInterrupt:
+            pass
+        except BaseException as error:
+            return _coded(message, _refusal_for(error))
+        raise KeyboardInterrupt  # a new one: the one that was caught could carry data
+
+    return guard
+
+
+class _Raised(Refusal):
+    """The work behind the guard raised an exception."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._name = _name_of(error)
+        super().__init__(RefusalCode.EXCEPTION, f"The work raised {self._name}; the node's log holds its text.")
+
+    @property
+    def reason(self) -> str:
+        return self._name
+
+
+@dataclass(frozen=True)
+class _Admitted:
+    """A request that was let in: `message` is a copy for the work behind the guard."""
+
+    message: Message
+    request: Request
+    leaves: Declaration
+
+
+class _Passage:
+    """One request on its way in and its reply on its way out; `_entry` is the crossing that is to be recorded next."""
+
+    def __init__(self, message: Message, context: Context) -> None:
+        try:
+            self._settings = SiteSettings.of(context.node_config)
+            self._ledger = Ledger(open_database(self._settings.home))
+        except Exception as error:
+            _log.exception("The node's settings or database cannot be read.")
+            raise Refusal(RefusalCode.SETTINGS) from error
+        self._message = message
+        self._entry = Crossing(Direction.IN, self._settings.name, message.metadata.message_type, Verdict.ALLOWED)
+
+    def through(self, declare: Declare, call_next: ClientAppCallable, context: Context) -> Message:
+        try:
+            admitted = self._admit(declare)
+            self._record(self._entry)
+            self._entry = replace(self._entry, direction=Direction.OUT, kind_bytes={}, manifest=None)
+            reply = self._release(_work(call_next, admitted.message, context), admitted)
+            self._record(self._entry)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return self._turn_back(_refusal_for(error))
+        return reply
+
+    def _admit(self, declare: Declare) -> _Admitted:
+        metadata = self._message.metadata
+        if metadata.message_type not in (VISIT, SCORE, DESCRIBE):
+            raise Refusal(RefusalCode.MESSAGE_TYPE, "No message of this type is answered.")
+        if not self._message.has_content():
+            raise Refusal(RefusalCode.LAYOUT, "The message has no content.")
+        records = self._message.content
+        request = parse_request(records)
+        self._entry = replace(
+            self._entry,
+            run=request.run,
+            stop=request.stop,
+            round=request.round,
+            action=request.action,
+            strategy=request.plan.strategy.name,
+        )
+        if request.site != self._settings.name:
+            raise Refusal(RefusalCode.OTHER_SITE, f"The request is meant for {request.site!r}.")
+        exchange = declare(metadata.message_type, request)
+        self._narrowed(request, exchange.leaves)
+        check_records(records, "request", exchange.arrives, RefusalCode.LAYOUT)
+        if exchange.arrives is not None:
+            self._load(*arrived_handover(records, request, exchange.arrives))
+        # With metadata of its own: a reply is addressed by the original's, which the work must not write to.
+        message = Message(content=records, metadata=copy(metadata))  # type: ignore[call-overload]
+        return _Admitted(message, request, exchange.leaves)
+
+    def _release(self, reply: object, admitted: _Admitted) -> Message:
+        if type(reply) is not Message:
+            raise Refusal(RefusalCode.REPLY, "The work did not return a message.")
+        if reply.has_error():
+            raise Refusal(RefusalCode.ERROR_REPLY, "The work answered with an error, whose text was kept back.")
+        request = admitted.request
+        records = plain_copy(reply.content)
+        allowed = self._narrowed(request, admitted.leaves)  # once more: a policy may have been narrowed meanwhile
+        check_records(records, "metrics", allowed.handover, RefusalCode.REPLY)
+        metrics = checked_metrics(records, allowed.metrics)
+        handover = None
+        if allowed.handover is not None:
+            handover = tensors_of(records, RefusalCode.TENSORS)
+            check_tensors(handover, allowed.handover, RefusalCode.TENSORS, RefusalCode.NOT_FINITE)
+        checked = pack_reply(request, handover, metrics)
+        if handover is not None:
+            manifest = checked.config_records["manifest"]
+            if records["manifest"] != manifest:
+                raise Refusal(RefusalCode.MANIFEST, "The manifest is not that of the tensors.")
+            self._load(handover, cast(bytes, manifest["manifest"]))
+        self._entry = replace(self._entry, metrics=metrics)
+        return Message(checked, reply_to=self._message)
+
+    def _narrowed(self, request: Request, declared: Declaration) -> Declaration:
+        return Policy.of(self._settings.home).narrow(request.plan.strategy.name, declared)
+
+    def _load(self, handover: Handover, manifest: bytes) -> None:
+        kind_bytes = {kind: handover.nbytes(kind) for kind in Kind if handover.group(kind)}
+        self._entry = replace(self._entry, kind_bytes=kind_bytes, manifest=manifest)
+
+    def _turn_back(self, refusal: Refusal) -> Message:
+        verdict = Verdict.FAILED if refusal.code in _FAILURES else Verdict.REFUSED
+        entry = replace(self._entry, verdict=verdict, code=refusal.code.name, detail=refusal.detail)
+        try:
+            self._record(replace(entry, kind_bytes={}, metrics={}, manifest=None))
+        except Refusal as unwritable:
+            refusal = unwritable
+        return _coded(self._message, refusal)
+
+    def _record(self, entry: Crossing) -> None:
+        try:
+            self._ledger.record(entry)
+        except LedgerUnwritable as error:
+            _log.exception("Nothing crosses, since the ledger cannot be written.")
+            raise Refusal(RefusalCode.LEDGER, "The ledger could not be written at first.") from error
+
+
+def _work(call_next: ClientAppCallable, message: Message, context: Context) -> object:
+    """Do the work behind the guard; whatever it raises becomes a Refusal without its text."""
+    try:
+        return call_next(message, context)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if type(error) is Refusal and error.code is RefusalCode.SITE_DATA:
+            _log.error("The site's data cannot be used: %s", error.detail)
+            failure = Refusal(RefusalCode.SITE_DATA, "The site's data cannot be used; the node's log says why.")
+        else:
+            _log.exception("The work behind the guard was ended by an exception.")
+            failure = _Raised(error)
+    raise failure
+
+
+def _refusal_for(error: BaseException) -> Refusal:
+    if isinstance(error, Refusal) and any(type(error) is known for known in (Refusal, OtherVersion, _Raised)):
+        return error
+    _log.error("The guard itself failed.", exc_info=error)
+    return Refusal(RefusalCode.GUARD, f"The guard raised {_name_of(error)}.")
+
+
+def _name_of(error: BaseException) -> str:
+    """The name of an exception's class if it is one that no strategy can have made, otherwise "Exception".
+
+    Classes are compared by identity: a class may have a metaclass that claims to equal any other.
+    """
+    if any(type(error) is known for known in _EXCEPTIONS):
+        return type(error).__name__
+    torch = sys.modules.get("torch")
+    if torch is not None and type(error) is torch.OutOfMemoryError:
+        return "OutOfMemoryError"
+    return "Exception"
+
+
+def _coded(message: Message, refusal: Refusal) -> Message:
+    return Message(Error(int(refusal.code), refusal.reason), reply_to=message)

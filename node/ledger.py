@@ -1,0 +1,201 @@
+"""The ledger: everything that crossed this node's boundary, in an append-only chain of hashes.
+
+Every entry's hash covers the entry and the hash before it, so no entry can be changed, removed, moved or put in
+between without `verify` saying so. What a chain cannot show is that its end was cut off, or that all of it was written
+anew: for that, note its head (the last hash) somewhere else and give it to `verify`. docs/privacy.md says more.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import DDL, Engine, Row, String, event, func, insert, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Mapped, mapped_column
+
+from node.database import Base
+from protos.handover import Kind
+
+GENESIS = "0" * 64  # stands for the hash before the first entry
+_LONGEST = 1000  # characters of a text from outside
+
+
+class Direction(StrEnum):
+    """Seen from the site."""
+
+    IN = "in"
+    OUT = "out"
+
+
+class Verdict(StrEnum):
+    """What became of a message; for one that did not pass, a coded error reply went back instead."""
+
+    ALLOWED = "allowed"
+    REFUSED = "refused"  # by the guard
+    FAILED = "failed"  # the work behind the guard ended in an error
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """One message at the boundary. `detail` is one sentence that stays at the node.
+
+    `kind_bytes` (bytes of raw values), `metrics` and `manifest` (serialised) tell what passed: nothing unless allowed.
+    """
+
+    direction: Direction
+    site: str
+    message_type: str
+    verdict: Verdict
+    code: str = ""  # name of the RefusalCode
+    detail: str = ""
+    run: str = ""
+    stop: int | None = None
+    round: int | None = None
+    action: str = ""
+    strategy: str = ""
+    kind_bytes: Mapping[Kind, int] = field(default_factory=dict)
+    metrics: Mapping[str, int | float] = field(default_factory=dict)
+    manifest: bytes | None = None
+
+
+class Entry(Base):
+    """A row of the ledger. Times are UTC in ISO format, hashes 64 hexadecimal digits, the manifest is compressed."""
+
+    __tablename__ = "ledger"
+
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    time: Mapped[str]
+    direction: Mapped[str]
+    site: Mapped[str]
+    message_type: Mapped[str]
+    verdict: Mapped[str]
+    code: Mapped[str]
+    detail: Mapped[str]
+    run: Mapped[str]
+    stop: Mapped[int | None]
+    round: Mapped[int | None]
+    action: Mapped[str]
+    strategy: Mapped[str]
+    kind_bytes: Mapped[str]  # JSON, kind -> bytes
+    metrics: Mapped[str]  # JSON, name -> value
+    manifest: Mapped[bytes | None]
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+TABLE: Final = Entry.__table__
+
+for _statement in ("UPDATE", "DELETE"):  # against mistakes; who means to tamper can drop a trigger, but not mend a hash
+    event.listen(
+        TABLE,
+        "after_create",
+        DDL(  # type: ignore[no-untyped-call]
+            f"CREATE TRIGGER IF NOT EXISTS ledger_no_{_statement.lower()} BEFORE {_statement} ON ledger "
+            "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
+        ),
+    )
+
+
+class LedgerUnwritable(Exception):
+    """An entry could not be written, so what it describes must not happen."""
+
+
+class Ledger:
+    """The ledger in a node's database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._reader = engine
+        self._writer = engine.execution_options(write=True)
+
+    def record(self, crossing: Crossing) -> str:
+        """Append an entry and return its hash, once it is on the disk; raises LedgerUnwritable."""
+        row: dict[str, Any] = {
+            "time": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "direction": str(crossing.direction),
+            "site": _storable(crossing.site),
+            "message_type": _storable(crossing.message_type),
+            "verdict": str(crossing.verdict),
+            "code": crossing.code,
+            "detail": _storable(crossing.detail),
+            "run": _storable(crossing.run),
+            "stop": crossing.stop,
+            "round": crossing.round,
+            "action": _storable(crossing.action),
+            "strategy": _storable(crossing.strategy),
+            "kind_bytes": json.dumps(crossing.kind_bytes),
+            "metrics": json.dumps(crossing.metrics),
+            "manifest": None if crossing.manifest is None else zlib.compress(crossing.manifest),
+        }
+        try:
+            with self._writer.begin() as connection:
+                last = connection.execute(select(Entry.seq, Entry.hash).order_by(Entry.seq.desc()).limit(1)).first()
+                seq, previous = (1, GENESIS) if last is None else (last.seq + 1, last.hash)
+                row = {"seq": seq, **row}
+                row["hash"] = _link(previous, row)
+                connection.execute(insert(Entry), row)
+        except (SQLAlchemyError, OSError) as error:
+            raise LedgerUnwritable(f"The ledger in {self._reader.url.database} cannot be written ({error}).") from error
+        return str(row["hash"])
+
+    def head(self) -> str:
+        """The last entry's hash: note it elsewhere, and `verify` can tell later whether entries were cut off."""
+        with self._reader.connect() as connection:
+            found = connection.execute(select(Entry.hash).order_by(Entry.seq.desc()).limit(1)).scalar()
+        return found or GENESIS
+
+    def count(self) -> int:
+        """Number of entries."""
+        with self._reader.connect() as connection:
+            return connection.execute(select(func.count()).select_from(Entry)).scalar_one()
+
+    def entries(self, last: int | None = None) -> Generator[Row[Any]]:
+        """All entries, or the last so many, oldest first, read as they are asked for; columns as in Entry."""
+        query = select(*TABLE.columns).order_by(Entry.seq)
+        if last is not None:
+            first = select(Entry.seq).order_by(Entry.seq.desc()).offset(max(last, 1) - 1).limit(1).scalar_subquery()
+            query = query.where(Entry.seq >= func.coalesce(first, 0))
+        with self._reader.connect() as connection:
+            yield from connection.execution_options(yield_per=500).execute(query)
+
+    def verify(self, expected_head: str | None = None) -> list[str]:
+        """Recompute the whole chain; one sentence per fault, none when it is sound.
+
+        With `expected_head`, the hash must be that of some entry: the ledger may have grown since it was noted.
+        """
+        faults = []
+        before, previous = 0, GENESIS
+        seen = expected_head in (None, GENESIS)
+        with closing(self.entries()) as entries:
+            for entry in entries:
+                columns = entry._asdict()
+                if entry.seq != before + 1:
+                    gap = f"{before + 1}" if entry.seq == before + 2 else f"{before + 1} to {entry.seq - 1}"
+                    faults.append(f"Before entry {entry.seq} something was removed: {gap} missing.")
+                elif entry.hash != _link(previous, columns):
+                    faults.append(f"Entry {entry.seq} was changed, moved or put in: its hash does not fit.")
+                seen = seen or entry.hash == expected_head
+                before, previous = entry.seq, entry.hash
+        if not seen:
+            faults.append(
+                f"No entry has the hash {expected_head}: the ledger's end was cut off or the ledger was written anew."
+            )
+        return faults
+
+
+def _link(previous: str, columns: Mapping[str, Any]) -> str:
+    """The hash of an entry whose predecessor has the hash `previous`."""
+    fields = {name: value for name, value in columns.items() if name != "hash"}
+    if isinstance(fields["manifest"], bytes):
+        fields["manifest"] = hashlib.sha256(fields["manifest"]).hexdigest()
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=repr)
+    return hashlib.sha256(f"{previous}\n{canonical}".encode()).hexdigest()
+
+
+def _storable(text: str) -> str:
+    """`text` short enough for a row, and without the lone surrogates that SQLite cannot hold."""
+    return text[:_LONGEST].encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,110 @@
+"""The site's own policy: `policy.yaml` in the node's home folder. It can only narrow what a strategy declares.
+
+    kinds: [weights]                  # kinds of artifact that may leave
+    strategies: [finetune, joint]     # strategies that may be asked for
+    max_bytes: {weights: 5MB}         # per kind, or one number for all kinds together
+    metrics: [loss, "dsc*"]           # names, or patterns, of metrics that may leave
+
+A key that is left out does not narrow; without the file everything goes as declared; a file that cannot be read or
+understood refuses everything.
+"""
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ByteSize, Field, ValidationError
+
+from protos.declaration import Declaration
+from protos.handover import HandoverSchema, Kind
+from protos.plan import Record
+from protos.refusals import Refusal, RefusalCode
+
+FILE = "policy.yaml"
+
+
+class Policy(Record):
+    """What a site allows; None narrows nothing."""
+
+    kinds: frozenset[Kind] | None = None
+    strategies: frozenset[str] | None = None
+    max_bytes: ByteSize | dict[Kind, ByteSize] | None = Field(default=None, union_mode="left_to_right")
+    metrics: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, home: Path) -> "Policy":
+        """Read `home/policy.yaml`; raises Refusal when it is there but does not say clearly what is allowed."""
+        path = home / FILE
+        try:
+            text = path.read_text("utf-8")
+        except FileNotFoundError:
+            if not path.is_symlink():
+                return cls()
+            raise _unreadable(path, "is a link that leads nowhere") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unreadable(path, f"cannot be read ({type(error).__name__})") from error
+        try:
+            keys = yaml.load(text, _UniqueKeys)  # noqa: S506  a SafeLoader
+            if not isinstance(keys, dict):
+                raise _unreadable(path, "holds no keys; delete the file if nothing is to be narrowed")
+            return cls.model_validate(keys)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise _unreadable(path, f"is no YAML ({' '.join(str(error).split())})") from error
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise _unreadable(path, f"is not understood ({faults})") from error
+
+    def narrow(self, strategy: str, declared: Declaration) -> Declaration:
+        """The part of `declared` that this policy lets out.
+
+        Raises Refusal when the strategy or any of its tensors may not leave: since a reply must hold all of them,
+        nothing could, and the site is spared the work.
+        """
+        if self.strategies is not None and strategy not in self.strategies:
+            raise Refusal(RefusalCode.POLICY, f"The policy's strategies do not include {strategy!r}.")
+        if declared.handover is not None:
+            self._check(declared.handover)
+        if self.metrics is None:
+            return declared
+        allowed = {
+            name: bound
+            for name, bound in declared.metrics.items()
+            if any(fnmatchcase(name, pattern) for pattern in self.metrics)
+        }
+        return Declaration(declared.handover, allowed)
+
+    def _check(self, schema: HandoverSchema) -> None:
+        if self.kinds is not None and not schema.kinds <= self.kinds:
+            raise Refusal(RefusalCode.POLICY, f"The policy's kinds do not include {_list(schema.kinds - self.kinds)}.")
+        limits: list[tuple[Kind | None, ByteSize]] = []
+        if isinstance(self.max_bytes, dict):
+            limits.extend(self.max_bytes.items())
+        elif self.max_bytes is not None:
+            limits.append((None, self.max_bytes))
+        for kind, limit in limits:
+            if schema.nbytes(kind) > limit:
+                raise Refusal(
+                    RefusalCode.POLICY,
+                    f"The strategy takes out {schema.nbytes(kind)} bytes of {kind or 'all kinds together'}, "
+                    f"but the policy's max_bytes is {int(limit)}.",
+                )
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which plain YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if len(keys) != len(dict.fromkeys(map(str, keys))):
+            raise yaml.YAMLError(f"a key stands twice, line {node.start_mark.line + 1} and after")
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+def _unreadable(path: Path, what: str) -> Refusal:
+    return Refusal(RefusalCode.POLICY_UNREADABLE, f"{path}: {what}.")
+
+
+def _list(kinds: frozenset[Kind]) -> str:
+    return ", ".join(sorted(kinds))
