@@ -60,15 +60,11 @@ def to_channels(image: NDArray[np.float32], channels: int, path: Path) -> NDArra
 
 
 def _decode(path: Path, indices: bool) -> Pixels:
-    """[rows, columns, channels] in the stored dtype."""
-    if base_and_suffix(path.name)[1] not in TIFFS:
-        return _with_pillow(path, indices)
-    try:
-        return _with_tifffile(path, indices)
-    except ValueError as error:  # LZW, JPEG and others need a package that Pillow does without
-        if "imagecodecs" not in str(error):
-            raise
-        return _with_pillow(path, indices)
+    """[rows, columns, channels] in the stored dtype, some pixels of real numbers."""
+    pixels = _with_tifffile(path, indices) if base_and_suffix(path.name)[1] in TIFFS else _with_pillow(path, indices)
+    if pixels.dtype.kind not in "biuf" or not pixels.size:
+        raise Unreadable(f"{shown(path)} holds no pixels of real numbers ({pixels.dtype}); save it again as PNG.")
+    return pixels
 
 
 def _with_pillow(path: Path, indices: bool) -> Pixels:
@@ -101,7 +97,12 @@ def _with_tifffile(path: Path, indices: bool) -> Pixels:
                 "save each picture as a file of its own."
             )
         _check_size(path, series.size)
-        pixels = np.asarray(series.asarray())
+        try:
+            pixels = np.asarray(series.asarray())
+        except ValueError as error:  # LZW, JPEG and others need a package that Pillow does without
+            if "imagecodecs" not in str(error):
+                raise
+            return _with_pillow(path, indices)
         extra = sum(kind in ALPHA for kind in page.extrasamples)
         orientation = int(page.tags.valueof(ORIENTATION, 1))
         inverted = page.photometric == MINISWHITE

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.data.decoding import VOLUMES, base_and_suffix, shown
+from node.data.decoding import VOLUMES, base_and_suffix, decoding, shown
 from node.data.pictures import read_picture, read_picture_label, to_channels
 from node.data.source import Scan, Unreadable
 from node.data.volumes import Volume, read_volume, read_volume_label, same_grid
@@ -91,7 +91,8 @@ def read_case(case: CaseFiles, channels: int | None, values: LabelValues) -> Sca
 
     Raises Unreadable, also when image and label do not lie on the same grid.
     """
-    return _read_volumes(case, channels, values) if case.volume else _read_pictures(case, channels, values)
+    with decoding(case.images[0]):  # what goes wrong between the files, memory for one, is the case's fault too
+        return _read_volumes(case, channels, values) if case.volume else _read_pictures(case, channels, values)
 
 
 def _read_pictures(case: CaseFiles, channels: int | None, values: LabelValues) -> Scan:

@@ -439,6 +439,14 @@ def test_a_file_that_may_not_be_read():
         one_sentence(error, path)
 
 
+def test_pixels_that_are_no_real_numbers_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "label.tif", np.zeros((7, 5), np.complex64))
+    Image.fromarray(GREY).save(tmp_path / "image.png")
+    with pytest.raises(Unreadable, match="no pixels of real numbers") as error:
+        read_case(CaseFiles("c", (tmp_path / "image.png",), tmp_path / "label.tif"), 1, CLASSES)
+    one_sentence(error, tmp_path / "label.tif")
+
+
 def test_nan_pixels_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", np.array([[0, np.nan]], np.float32))
     with pytest.raises(Unreadable, match="NaN"):
