@@ -71,7 +71,7 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be opened ({error.strerror}); check that it is there and that this user may read it"
     if is_dicom(path):
-        return "is a DICOM file under another name; convert the series to NIfTI, for example with dcm2niix"
+        return "is a DICOM file, which Locum does not read; convert the series to NIfTI, for example with dcm2niix"
     if isinstance(error, MemoryError):
         return "needs more memory than there is; crop it or reduce its resolution"
     if isinstance(error, EOFError):

@@ -80,7 +80,7 @@ def _decode(path: Path, modalities: int, dtype: np.dtype[Any] | None) -> Volume:
     return Volume(
         data=np.ascontiguousarray(data[None] if data.ndim == 3 else np.moveaxis(data, 3, 0)),
         affine=affine,
-        spacing=tuple(round(float(size), 6) for size in voxel_sizes(affine)),
+        spacing=tuple(float(f"{size:.6g}") for size in voxel_sizes(affine)),  # headers hold float32
     )
 
 
@@ -88,11 +88,11 @@ def _affine(path: Path, image: nibabel.Nifti1Image, shape: tuple[int, ...]) -> N
     """The affine to mm; the header's ways to say it (sform, qform, pixdim) must agree where they are given."""
     header = image.header
     affine = np.array(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    sizes = voxel_sizes(affine)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(sizes):
         raise Unreadable(f"{shown(path)} has a header without valid voxel sizes or orientation; export it again.")
     qform, has_qform = header.get_qform(coded=True)
     _, has_sform = header.get_sform(coded=True)
-    sizes = voxel_sizes(affine)
     if (has_qform and has_sform and not _agree(affine, qform, shape)) or not np.allclose(
         sizes, header.get_zooms()[:3], rtol=0.01
     ):

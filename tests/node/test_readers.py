@@ -310,6 +310,11 @@ def test_a_label_elsewhere_in_space_is_refused_and_one_in_another_orientation_is
     assert np.array_equal(read_case(CaseFiles("c", (image,), turned), 1, CLASSES).label, mask)
 
 
+def test_voxels_of_half_a_micrometre_keep_their_size(tmp_path):
+    path = save_nifti(tmp_path / "x.nii", np.zeros((3, 4, 5), np.int16), np.diag([4.321e-4, 5e-4, 2e-3, 1]))
+    assert read_volume(path).spacing == pytest.approx((4.321e-4, 5e-4, 2e-3), rel=1e-5)
+
+
 def test_headers_that_contradict_themselves_or_say_nothing(tmp_path):
     data = np.zeros((3, 4, 5), np.int16)
     image = nibabel.Nifti1Image(data, np.eye(4))
