@@ -21,7 +21,7 @@ from coordinator.metrics import Score
 from coordinator.summary import RunSummary
 
 DPI = 192  # twice a screen's 96, so that figures are sharp
-NAMES = {"dsc": "DSC", "asd": "ASD (mm; pixels for pictures)"}
+NAMES = {"dsc": "DSC", "asd": "ASD (mm or pixels)"}
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "os^Dvp"
 _TEXT_CELLS = 16  # above so many rows or columns a heat map has no numbers

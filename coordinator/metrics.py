@@ -55,7 +55,7 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
         "bwt_all_pairs": Definition(
             "BWT, all pairs",
             "Score after a later visit minus the score right after a site's own visit, mean over all such pairs.",
-            "sum of MAS-LR's parts",
+            "REM + BWT+ - 1",
         ),
         "bwt_plus": Definition(
             "BWT+",
