@@ -47,8 +47,6 @@ def visit(message: Message, context: Context) -> Message:
     train, val = _samples(data, "train"), data.samples("val")
     strategy = installed(request.plan)
     torch.set_num_threads(request.plan.training.threads)
-    engine = open_database(settings.home)
-    records.visit_began(engine, request)
     departure = strategy.visit(
         Visit(
             action=request.action,
@@ -64,7 +62,6 @@ def visit(message: Message, context: Context) -> Message:
             checkpoint=checkpoints.VisitCheckpoint(settings.home, request),
         )
     )
-    records.visit_ended(engine, request)
     return Message(pack_reply(request, departure.handover, departure.metrics), reply_to=message)
 
 

@@ -1,0 +1,38 @@
+# make demo and make test do everything on a fresh machine with Python 3.11: make .venv, install the locked versions, run.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: demo test check format storm bench clean
+
+demo: $(STAMP)
+	$(BIN)/locum simulate
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m protos.generate --check
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+storm: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m storm
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/overhead.py
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -1,0 +1,67 @@
+"""The command `locum-node`: a hospital's side. Heavy imports wait until a command needs them."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="locum-node",
+    help="A hospital's side of Locum: check the site's data before a run, read what crossed its boundary.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Keep the commands named even where there is only one."""
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder.")],
+    classes: Annotated[
+        str | None, typer.Option(help="Class names, background first: 'background,nucleus'. Default: as found.")
+    ] = None,
+    dims: Annotated[int | None, typer.Option(help="2 or 3. Default: as the files are.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for colour. Default: as the files are.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="What the label files' values mean: '255=nucleus'. Default: class numbers.")
+    ] = None,
+    unseen: Annotated[bool, typer.Option("--unseen", help="The site is only scored: all its cases are tests.")] = False,
+) -> None:
+    """Examine a site's folder before any run. Exit status 1 if anything would spoil training."""
+    from node.data.check import run_check
+
+    raise typer.Exit(
+        run_check(folder, classes=classes, dims=dims, channels=channels, labels=labels, unseen=unseen)
+    )
+
+
+@app.command()
+def ledger(
+    home: Annotated[Path, typer.Option("--home", help="The node's folder: .locum/nodes/SITE in a simulation.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute the hash chain; exit status 1 if broken.")] = False,
+    head: Annotated[
+        str | None, typer.Option(help="With --verify: a head noted earlier, which the chain must still contain.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    limit: Annotated[int, typer.Option(help="Print the newest so many entries; 0 for all.")] = 50,
+) -> None:
+    """Print everything that crossed the site's boundary, both ways, refusals too; or verify the record."""
+    from node.ledger_view import run_ledger
+
+    raise typer.Exit(run_ledger(home, verify=verify, head=head, as_json=as_json, limit=limit))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    try:
+        app(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
