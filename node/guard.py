@@ -154,6 +154,8 @@ class _Passage:
             raise Refusal(RefusalCode.REPLY, "The work did not return a message.")
         if reply.has_error():
             raise Refusal(RefusalCode.ERROR_REPLY, "The work answered with an error, whose text was kept back.")
+        if not reply.has_content():
+            raise Refusal(RefusalCode.REPLY, "The work returned an empty message.")
         request = admitted.request
         records = plain_copy(reply.content)
         allowed = self._narrowed(request, admitted.leaves)  # once more: a policy may have been narrowed meanwhile

@@ -169,7 +169,7 @@ def checked_metrics(records: RecordDict, declared: Mapping[str, Bound]) -> dict[
         if name not in declared:
             raise Refusal(RefusalCode.METRICS, f"The metric {name!r} is not declared, or the policy keeps it back.")
         bound = declared[name]
-        whole = isinstance(value, int) and abs(value) <= _LARGEST_INT
-        if not (whole or math.isfinite(value)) or not bound.low <= value <= bound.high:
+        can_travel = abs(value) <= _LARGEST_INT if isinstance(value, int) else math.isfinite(value)
+        if not can_travel or not bound.low <= value <= bound.high:
             raise Refusal(RefusalCode.METRICS, f"The metric {name!r} is outside [{bound.low}, {bound.high}].")
     return metrics

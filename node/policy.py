@@ -48,6 +48,8 @@ class Policy(Record):
             keys = yaml.load(text, _UniqueKeys)  # noqa: S506  a SafeLoader
             if not isinstance(keys, dict):
                 raise _unreadable(path, "holds no keys; delete the file if nothing is to be narrowed")
+            if empty := [key for key, value in keys.items() if value is None]:
+                raise _unreadable(path, f"has nothing after {empty[0]!r}; write [] if nothing of it may leave")
             return cls.model_validate(keys)
         except (yaml.YAMLError, RecursionError) as error:
             raise _unreadable(path, f"is no YAML ({' '.join(str(error).split())})") from error

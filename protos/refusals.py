@@ -40,7 +40,7 @@ class RefusalCode(IntEnum):
 
 _SENTENCES = MappingProxyType(
     {
-        RefusalCode.MESSAGE_TYPE: "The node answers no messages of this type; is the coordinator of the same release?",
+        RefusalCode.MESSAGE_TYPE: "The node answers no messages of this type; install the same Locum release at both.",
         RefusalCode.LAYOUT: "The request does not hold exactly the records that the message layout asks for.",
         RefusalCode.SCHEMA_VERSION: "The coordinator writes another schema version than the node reads; install the "
         "same Locum release at both.",
