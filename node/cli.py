@@ -33,30 +33,41 @@ def check(
     labels: Annotated[
         str | None, typer.Option(help="What the label files' values mean: '255=nucleus'. Default: class numbers.")
     ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Regular expression whose group is the patient in a case's name.")
+    ] = None,
+    split_seed: Annotated[int, typer.Option(help="The scenario's split.seed.")] = 0,
     unseen: Annotated[bool, typer.Option("--unseen", help="The site is only scored: all its cases are tests.")] = False,
 ) -> None:
     """Examine a site's folder before any run. Exit status 1 if anything would spoil training."""
-    from node.data.check import run_check
+    from pydantic import ValidationError
 
-    raise typer.Exit(
-        run_check(folder, classes=classes, dims=dims, channels=channels, labels=labels, unseen=unseen)
-    )
+    from node.data.check import run_check
+    from protos.plan import GroupByPattern, Split
+
+    try:
+        split = Split(group="case" if group is None else GroupByPattern(pattern=group), seed=split_seed)
+    except ValidationError as error:
+        typer.echo(f"locum-node: --group: {error.errors()[0]['msg'].removeprefix('Value error, ')}.", err=True)
+        raise typer.Exit(2) from error
+    status = run_check(folder, classes=classes, dims=dims, channels=channels, labels=labels, split=split, unseen=unseen)
+    raise typer.Exit(status)
 
 
 @app.command()
 def ledger(
     home: Annotated[Path, typer.Option("--home", help="The node's folder: .locum/nodes/SITE in a simulation.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Recompute the hash chain; exit status 1 if broken.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute the chain; exit status 1 if broken.")] = False,
     head: Annotated[
         str | None, typer.Option(help="With --verify: a head noted earlier, which the chain must still contain.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    limit: Annotated[int, typer.Option(help="Print the newest so many entries; 0 for all.")] = 50,
+    limit: Annotated[int, typer.Option(min=0, help="Print the newest so many entries; 0 for all.")] = 50,
 ) -> None:
     """Print everything that crossed the site's boundary, both ways, refusals too; or verify the record."""
     from node.ledger_view import run_ledger
 
-    raise typer.Exit(run_ledger(home, verify=verify, head=head, as_json=as_json, limit=limit))
+    raise typer.Exit(run_ledger(home, verify=verify, head=head, json=as_json, limit=limit or None))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -74,7 +74,7 @@ def train(
                 raise FloatingPointError(f"the loss is {last} at step {step}; a smaller training.lr may help")
             first = last if step == 0 else first
             visit.report(step + 1, training.steps, {"loss": last})
-            if (step + 1) % training.checkpoint_every == 0:
+            if (step + 1) % training.checkpoint_every == 0 and step + 1 < training.steps:
                 progress = {"loss_first": torch.tensor(first, dtype=torch.float64)}
                 progress["loss_last"] = torch.tensor(last, dtype=torch.float64)
                 visit.checkpoint.save(step + 1, snapshot(model, optimizer) | progress)

@@ -248,7 +248,7 @@ def _as_inferred(examination: SiteExamination) -> SiteExamination:
     top = max(present, default=0)
     classes = examination.classes[: top + 1]
     absent = tuple(_absent(classes))
-    if top >= 2 * len(present):
+    if present and top >= 2 * len(present):
         values = ", ".join(map(str, present))
         sentence = (
             f"The labels hold the values {values}, which do not look like class numbers; say what they mean, "
