@@ -78,7 +78,7 @@ APPEARANCES: tuple[Appearance, ...] = (
     Appearance("noisy, uneven", tones=(0.15, 0.35, 0.5, 0.65, 0.8), bias=0.25, noise=0.08, slices=1.0),
     Appearance("inverted", tones=(1.0, 0.75, 0.5, 0.25, 0.05), noise=0.04, rician=True, slices=1.75),
     Appearance("coarse, other sequence", tones=(0.0, 0.15, 0.7, 1.1, 0.0), coarse=2.0, blur=0.5, slices=2.0),
-    Appearance("inverted, blurred", tones=(0.9, 0.75, 0.55, 0.35, 0.2), bias=0.2, blur=0.8, noise=0.05),
+    Appearance("inverted, blurred", tones=(0.9, 0.75, 0.55, 0.35, 0.2), bias=0.15, blur=0.8, noise=0.05),
     Appearance("negative film", tones=(0.9, 0.7, 0.5, 0.3, 0.1), air=1.0, gamma=0.7, noise=0.04, slices=1.25),
     Appearance("old scanner", bias=0.2, blur=1.0, coarse=1.5, noise=0.1, rician=True, gamma=1.6, slices=2.5),
     Appearance("other sequence", tones=(0.2, 0.9, 0.45, 0.3, 0.75), bias=0.1, noise=0.05, slices=1.75),
