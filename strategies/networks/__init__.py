@@ -5,6 +5,7 @@ training, rehearsal at home) would no longer equal the pooled computation.
 """
 
 from math import gcd, prod
+from typing import Any
 
 import torch
 from monai.networks.nets import BasicUNet, UNet
@@ -13,8 +14,9 @@ from torch import nn
 from protos.plan import NetworkChoice, Task
 
 
-def build(task: Task, choice: NetworkChoice, dropout: float = 0.0) -> nn.Module:
-    """A network from [N, channels, *size] to logits [N, classes, *size], float32, freshly initialised.
+def definition(task: Task, choice: NetworkChoice, dropout: float = 0.0) -> tuple[type[nn.Module], dict[str, Any]]:
+    """MONAI's class and its keyword arguments (JSON holds them) for a network from [N, channels, *size] to logits
+    [N, classes, *size].
 
     Raises ValueError, in one sentence, when `task.size` does not fit the network's levels.
     """
@@ -30,32 +32,26 @@ def build(task: Task, choice: NetworkChoice, dropout: float = 0.0) -> nn.Module:
             f"network: at the lowest level task.size {list(task.size)} leaves a single pixel, which InstanceNorm "
             "cannot normalise; use fewer levels in network.channels or a larger task.size."
         )
-    if choice.norm == "instance":
-        norm: tuple[str, dict[str, object]] = ("instance", {"affine": True})
-    else:
+    norm: tuple[str, dict[str, Any]] = ("instance", {"affine": True})
+    if choice.norm == "group":
         norm = ("group", {"num_groups": gcd(8, *choice.channels), "affine": True})
-    classes = len(task.classes)
+    common = {
+        "spatial_dims": task.dims,
+        "in_channels": task.channels,
+        "out_channels": len(task.classes),
+        "norm": norm,
+        "dropout": dropout,
+    }
     if choice.name == "basic_unet":
-        network: nn.Module = BasicUNet(
-            spatial_dims=task.dims,
-            in_channels=task.channels,
-            out_channels=classes,
-            features=choice.channels,
-            norm=norm,
-            dropout=dropout,
-        )
-    else:
-        network = UNet(
-            spatial_dims=task.dims,
-            in_channels=task.channels,
-            out_channels=classes,
-            channels=choice.channels,
-            strides=(2,) * (levels - 1),
-            num_res_units=choice.residual_units,
-            norm=norm,
-            dropout=dropout,
-        )
-    return network
+        return BasicUNet, common | {"features": choice.channels}
+    own = {"channels": choice.channels, "strides": (2,) * (levels - 1), "num_res_units": choice.residual_units}
+    return UNet, common | own
+
+
+def build(task: Task, choice: NetworkChoice, dropout: float = 0.0) -> nn.Module:
+    """The network of `definition`, float32, freshly initialised. Raises ValueError as that does."""
+    network, arguments = definition(task, choice, dropout)
+    return network(**arguments)
 
 
 def outline(task: Task, choice: NetworkChoice) -> dict[str, torch.Tensor]:
