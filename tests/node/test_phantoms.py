@@ -106,11 +106,11 @@ def test_every_hospital_has_patients_of_its_own() -> None:
 def test_anatomy_is_common_and_intensity_is_not(name: str) -> None:
     sizes, levels = [], []
     for appearance in range(len(APPEARANCES)):
-        found = scans(site(name, appearance, cases=50))
+        found = scans(site(name, appearance, cases=40, size=24))
         sizes.append([float((scan.label > 0).mean()) for scan in found])
         levels.append([float(scan.image.mean()) for scan in found])
     for other in range(1, len(APPEARANCES)):
-        error = np.hypot(np.std(sizes[0]), np.std(sizes[other])) / np.sqrt(50)
+        error = np.hypot(np.std(sizes[0]), np.std(sizes[other])) / np.sqrt(40)
         assert abs(np.mean(sizes[0]) - np.mean(sizes[other])) < 4 * error
         assert np.mean(sizes[other]) == pytest.approx(np.mean(sizes[0]), rel=0.35)
     level_of_site = [float(np.mean(level)) for level in levels]
@@ -139,7 +139,7 @@ def test_every_class_is_there_and_no_other(name: str, appearance: int) -> None:
 
 
 def test_lesions_are_small_and_their_number_varies() -> None:
-    found = scans(site("lesions", cases=60, size=48))
+    found = scans(site("lesions", cases=50, size=40))
     numbers = [ndimage.label(scan.label)[1] for scan in found]
     assert min(numbers) == 1
     assert sum(number <= 2 for number in numbers) >= 10
