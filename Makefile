@@ -29,6 +29,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
 
 $(STAMP): requirements.lock pyproject.toml
+	@echo "Installing the locked versions into $(VENV); this takes some minutes the first time."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
