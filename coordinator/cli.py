@@ -62,23 +62,27 @@ def simulate(
     from coordinator.scenario import load_scenario, parse_scenario
 
     if scenario is None:
+        source = "demo"
         path = Path(__file__).parent / "demo.yaml"
-        loaded = parse_scenario(path.read_text(encoding="utf-8"), "demo", overrides or [])
+        loaded = parse_scenario(path.read_text(encoding="utf-8"), source, overrides or [])
         data = data or Path()
     else:
+        source = str(scenario)
         loaded = load_scenario(scenario, overrides or [])
         data = data or scenario.parent
     place = _home(home, database)
-    _carry_out_all(loaded, place, data, device=device, as_json=as_json, report=report)
+    _carry_out_all(loaded, source, place, data, device=device, as_json=as_json, report=report)
 
 
-def _carry_out_all(scenario: "Scenario", home: "Home", data: Path, *, device: str, as_json: bool, report: bool) -> None:
+def _carry_out_all(
+    scenario: "Scenario", source: str, home: "Home", data: Path, *, device: str, as_json: bool, report: bool
+) -> None:
     from coordinator.simulate import begin
 
     command = shlex.join(["locum", *sys.argv[1:]])
     runs = []
     for single in scenario.runs():
-        run = begin(single, home, data, command)
+        run = begin(single, home, data, command, source=source)
         runs.append(run)
         _carry_out(run, home, device)
     _conclude(runs, home, as_json=as_json, report=report)
@@ -223,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _exit_status(error: Exception) -> int | None:
     """The exit status of a fault that is not a programming error; they are told apart by name to import nothing."""
     usage = {"ScenarioError", "UnknownRun", "RunBusy", "NotSkippable", "NotComparable", "NotExportable"}
-    failed = {"VisitFailed", "MissingArtifact"}
+    failed = {"VisitFailed", "MissingArtifact", "StoreUnusable"}
     name = type(error).__name__
     return USAGE if name in usage else FAILED if name in failed else None
 

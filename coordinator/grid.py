@@ -37,7 +37,7 @@ def simulated_sites(scenario: Scenario, data: Path, home: Path, device: str) -> 
         folder = None if entry.phantom else data / (entry.path or entry.name)
         if folder is not None and not folder.is_dir():
             raise ScenarioError(
-                f"sites.{entry.name}: there is no folder {folder}; name the data folder with --data, or give the "
+                f"site {entry.name}: there is no folder {folder}; name the data folder with --data, or give the "
                 "site a path in the scenario."
             )
         try:
@@ -47,10 +47,11 @@ def simulated_sites(scenario: Scenario, data: Path, home: Path, device: str) -> 
                 data=folder,
                 labels=entry.labels,
                 phantom=entry.phantom,
+                durable=False,  # sender and receiver are one machine: a power cut ends both
                 device=device,
             )
         except ValidationError as error:
-            raise ScenarioError(f"sites.{entry.name}: {error.errors()[0]['msg']}.") from error
+            raise ScenarioError(f"site {entry.name}: {error.errors()[0]['msg']}.") from error
         sites.append(settings)
     return sites
 

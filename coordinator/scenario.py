@@ -1,14 +1,14 @@
 """The scenario: the YAML file that says what to run. Every fault is one sentence: file, key, remedy."""
 
-import difflib
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from coordinator.wording import sentences
 from protos.plan import NetworkChoice, PhantomSite, Plan, Record, SiteName, Split, StrategyChoice, Task, Training
 
 
@@ -151,7 +151,7 @@ class Scenario(Record):
 
 def _named(item: Any) -> Any:
     """`north` stands for `{name: north}`; YAML reads some names as numbers or dates, so all plain values do."""
-    return item if isinstance(item, Mapping | BaseModel) else {"name": item if item is None else str(item)}
+    return {"name": str(item)} if isinstance(item, str | int | float | date) else item
 
 
 def load_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
@@ -167,13 +167,9 @@ def load_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
 def parse_scenario(text: str, source: str, overrides: Sequence[str] = ()) -> Scenario:
     """Like `load_scenario`, from text; `source` names it in messages."""
     try:
-        raw = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 (a SafeLoader that also refuses duplicate keys)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ScenarioError(
-            f"{source}{where}: not valid YAML ({getattr(error, 'problem', None) or error}); correct it."
-        ) from error
+        raw = _read(text)
+    except _NotYaml as error:
+        raise ScenarioError(f"{source}{error.where}: not valid YAML ({error}); correct it.") from error
     if not isinstance(raw, dict):
         raise ScenarioError(f"{source}: a scenario is a mapping with name, task and sites; see docs/cli.md.")
     for override in overrides:
@@ -181,105 +177,76 @@ def parse_scenario(text: str, source: str, overrides: Sequence[str] = ()) -> Sce
     try:
         return Scenario.model_validate(raw)
     except ValidationError as error:
-        sentences = dict.fromkeys(_sentence(source, raw, fault) for fault in error.errors())
-        raise ScenarioError("\n".join(sentences)) from error
+        raise ScenarioError("\n".join(sentences(error, Scenario, raw, source))) from error
+
+
+class _NotYaml(Exception):
+    """Text that is no YAML; `where` is the line, if it is known."""
+
+    def __init__(self, reason: str, mark: yaml.Mark | None = None) -> None:
+        super().__init__(reason.splitlines()[0])
+        self.where = "" if mark is None else f", line {mark.line + 1}"
 
 
 class _UniqueKeys(yaml.SafeLoader):
     """YAML takes the last of two equal keys in silence; a scenario must not."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        found: list[Any] = []
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":  # `<<`, which only says what stands elsewhere
+                continue
+            found.append(self.construct_object(key, deep=True))
+            if found.index(found[-1]) < len(found) - 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {found[-1]!r} stands twice", key.start_mark
+                )
         return super().construct_mapping(node, deep)
+
+
+def _read(text: str) -> Any:
+    """What `text` says in YAML; raises _NotYaml."""
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        raise _NotYaml(error.problem or str(error), error.problem_mark) from error
+    except RecursionError as error:
+        raise _NotYaml("it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # the latter from values like 2001-99-99
+        raise _NotYaml(str(error)) from error
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
     """Carry out one `--set a.b=value`; the value is read as YAML."""
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ScenarioError(f"--set {override}: write it as key=value, for example --set training.steps=50.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = _read(text)
+    except _NotYaml as error:
         raise ScenarioError(f"--set {override}: the value is not valid YAML; quote it.") from error
     *parents, last = key.split(".")
     place: Any = raw
-    for parent in parents:
-        place = place[int(parent)] if isinstance(place, list) and _index(place, parent) else _descend(place, parent)
-        if not isinstance(place, dict | list):
-            raise ScenarioError(f"--set {override}: {parent} has no keys of its own; replace it as a whole instead.")
+    for depth, parent in enumerate(parents):
+        place = _descend(override, place, parents[:depth], parent)
     if isinstance(place, list):
-        if not _index(place, last):
-            raise ScenarioError(f"--set {override}: {'.'.join(parents)} has no entry {last}; count from 0.")
-        place[int(last)] = value
+        place[_index(override, place, parents, last)] = value
     else:
         place[last] = value
 
 
-def _index(place: list[Any], text: str) -> bool:
-    return text.isdecimal() and int(text) < len(place)
+def _descend(override: str, place: Any, parents: list[str], key: str) -> Any:
+    """What stands under `key` of the list or mapping `place`; a name alone becomes a mapping that can take keys."""
+    inside: Any = _index(override, place, parents, key) if isinstance(place, list) else key
+    found = place.setdefault(key, {}) if isinstance(place, dict) else place[inside]
+    if found is None or (isinstance(found, str) and (parents[-1:] in (["sites"], ["unseen"]) or key == "strategy")):
+        found = place[inside] = {} if found is None else {"name": found}
+    if not isinstance(found, dict | list):
+        raise ScenarioError(f"--set {override}: {key} has no keys of its own; replace it as a whole instead.")
+    return found
 
 
-def _descend(place: Any, key: str) -> Any:
-    if isinstance(place, dict):
-        if isinstance(place.get(key), str) and key == "strategy":
-            place[key] = {"name": place[key]}
-        return place.setdefault(key, {})
-    return None
-
-
-def _sentence(source: str, raw: Any, fault: Any) -> str:
-    """One pydantic fault as one sentence: the file, the key path as the user wrote it, the remedy."""
-    path: list[str] = []
-    place = raw
-    model: Any = Scenario
-    known: list[str] = []
-    for part in fault["loc"]:
-        inside = (isinstance(place, dict) and part in place) or (
-            isinstance(place, list | tuple) and isinstance(part, int)
-        )
-        if inside and place is not None:
-            place = place[part] if not isinstance(place, dict) else place.get(part)
-            path.append(str(part))
-        elif fault["type"] == "missing" and part == fault["loc"][-1]:
-            path.append(str(part))
-        # whatever else stands in `loc` names a branch of a union, which the user never wrote
-        known = list(model.model_fields) if model is not None else known
-        model = _model_at(model, part)
-    key = ".".join(path) or "the scenario"
-    if fault["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(path[-1], known, n=1)
-        remedy = f"did you mean {close[0]}?" if close else f"remove it; known here: {', '.join(known)}."
-        return f"{source}: {key}: unknown key; {remedy}"
-    if fault["type"] == "missing":
-        return f"{source}: {key}: is missing; add it."
-    if fault["type"] == "too_short":
-        return f"{source}: {key}: is empty; it needs at least one entry."
-    own_words = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error" or isinstance(fault["input"], dict | list | BaseModel):
-        return f"{source}: {key}: {own_words}."
-    message = own_words.replace("Input should be", "should be").replace("a valid tuple", "a list")
-    return f"{source}: {key}: {message}, not {fault['input']!r}."
-
-
-def _model_at(model: Any, part: Any) -> Any:
-    """The pydantic model that stands at `part` of `model`, through tuples and unions; None where there is none."""
-    if model is None or not isinstance(part, str) or part not in model.model_fields:
-        return model if isinstance(part, int) else _only_model(part) or model
-    return _first_model(model.model_fields[part].annotation)
-
-
-def _only_model(name: str) -> Any:
-    """A union branch in `loc` is named like its class."""
-    return next((m for m in Record.__subclasses__() if m.__name__ == name), None)
-
-
-def _first_model(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, types.UnionType, tuple, list, Annotated):
-        return next((m for a in get_args(annotation) if (m := _first_model(a)) is not None), None)
-    return None
+def _index(override: str, place: list[Any], parents: list[str], text: str) -> int:
+    if not (text.isdecimal() and int(text) < len(place)):
+        raise ScenarioError(f"--set {override}: {'.'.join(parents)} has no entry {text}; count from 0.")
+    return int(text)

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from coordinator.conductor import Conductor
 from coordinator.events import Listener
-from coordinator.store import Store
+from coordinator.store import open_store
 from coordinator.vault import Vault
 
 app = ServerApp()
@@ -36,7 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     """Conduct the run `run` of the store at `database`, artifacts below `home`."""
     config = context.run_config
     conductor = Conductor(
-        Store(str(config["database"])),
+        open_store(str(config["database"])),
         Vault(Path(str(config["home"])) / "vault"),
         grid,
         str(config["run"]),

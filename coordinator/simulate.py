@@ -14,7 +14,7 @@ from coordinator import server
 from coordinator.events import Listener
 from coordinator.grid import InProcessGrid, simulated_sites
 from coordinator.scenario import Scenario, ScenarioError
-from coordinator.store import Run, StopRow, Store
+from coordinator.store import Run, StopRow, Store, open_store
 from strategies.registry import UnknownStrategy, strategy_for
 from strategies.strategy import UnknownParameter
 
@@ -40,19 +40,20 @@ class Home:
 
     def store(self) -> Store:
         """The coordinator's store, brought to the newest schema."""
-        return Store(self.database)
+        return open_store(self.database)
 
 
-def begin(scenario: Scenario, home: Home, data: Path, command: str) -> str:
-    """Check a scenario of a single run against the installed strategies, write the run down, return its name.
+def begin(scenario: Scenario, home: Home, data: Path, command: str, *, source: str = "the scenario") -> str:
+    """Check a scenario of a single run against what is installed and there, write the run down, return its name.
 
-    Raises ScenarioError when the strategy, its parameters or the network do not fit.
+    Raises ScenarioError, naming `source`, when the strategy, its parameters, the network or a site does not fit.
     """
     plan = scenario.plan()
     try:
         strategy_for(plan).schema()
+        simulated_sites(scenario, data, home.folder, "cpu")
     except (UnknownStrategy, UnknownParameter, ValueError) as error:
-        raise ScenarioError(f"scenario {scenario.name}: {error}") from error
+        raise ScenarioError(f"{source}: {error}") from error
     run = f"{scenario.name}-{plan.strategy.name}-s{plan.seed}-{secrets.token_hex(2)}"
     with home.store().transaction() as session:
         session.add(

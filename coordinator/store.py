@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import JSON, DateTime, Engine, ForeignKey, String, create_engine, event, inspect, text
+from sqlalchemy import JSON, DateTime, Engine, ForeignKey, String, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 REVISION = "0001"  # the newest migration; a test holds it to Alembic's own answer
@@ -83,13 +85,22 @@ class UnknownRun(Exception):
     """No run of that name in the store; one sentence."""
 
 
+class StoreUnusable(Exception):
+    """The database cannot be opened; one sentence, without the URL's password."""
+
+
 class Store:
-    """The database at `url`, brought to the newest schema."""
+    """The database at `url`, brought to the newest schema. Raises StoreUnusable."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = _engine(url)
-        _migrate(self.engine)
+        try:
+            self.engine = _engine(url)
+            _migrate(self.engine)
+        except (SQLAlchemyError, OSError, ImportError) as error:
+            raise StoreUnusable(
+                f"The database {_shown(url)} cannot be used ({_first_line(error)}); --home or --database names another."
+            ) from error
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -109,13 +120,19 @@ class Store:
             return found
 
 
+@lru_cache(maxsize=8)
+def open_store(url: str) -> Store:
+    """The store at `url`, opened once per process: its connections and its look at the schema are shared."""
+    return Store(url)
+
+
 def sqlite_url(home: Path) -> str:
     """The default database below a home folder."""
     return f"sqlite:///{home.absolute() / 'coordinator.db'}"
 
 
 def _engine(url: str) -> Engine:
-    engine = create_engine(url)
+    engine = create_engine(url, pool_pre_ping=True)  # a server may close what lay idle for the hours of a visit
     if engine.dialect.name == "sqlite":
         if engine.url.database:
             Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -130,8 +147,21 @@ def _engine(url: str) -> Engine:
     return engine
 
 
+def _shown(url: str) -> str:
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return "URL"
+
+
+def _first_line(error: Exception) -> str:
+    reason = error.orig if isinstance(error, DBAPIError) else error
+    return str(reason).strip().splitlines()[0].rstrip(".")
+
+
 def _migrate(engine: Engine) -> None:
-    """Upgrade the schema where it is not the newest; Alembic is only loaded then."""
+    """Upgrade the schema where it is not the newest; Alembic is only loaded then. Raises StoreUnusable."""
+    current = None
     with engine.connect() as connection:
         if inspect(connection).has_table("alembic_version"):
             current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
@@ -139,9 +169,16 @@ def _migrate(engine: Engine) -> None:
                 return
     from alembic import command
     from alembic.config import Config
+    from alembic.util.exc import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:  # it knows no such revision
+            raise StoreUnusable(
+                f"The database {_shown(str(engine.url))} has the unknown revision {current}; install the Locum release "
+                "that wrote it."
+            ) from error
