@@ -79,7 +79,7 @@ def score(message: Message, context: Context) -> Message:
             result = score_site(data, predict)
     except EmptySite as error:
         raise Refusal(RefusalCode.SITE_DATA, str(error)) from error
-    records.scored(open_database(settings.home), request, result)
+    records.scored(open_database(settings.home, settings.durable), request, result)
     if data.synthetic:
         case = next(data.test_cases())
         folder = settings.home / "overlays" / request.run

@@ -102,7 +102,7 @@ class _Passage:
     def __init__(self, message: Message, context: Context) -> None:
         try:
             self._settings = SiteSettings.of(context.node_config)
-            self._ledger = Ledger(open_database(self._settings.home))
+            self._ledger = Ledger(open_database(self._settings.home, self._settings.durable))
         except Exception as error:
             _log.exception("The node's settings or database cannot be read.")
             raise Refusal(RefusalCode.SETTINGS) from error

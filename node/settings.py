@@ -19,6 +19,7 @@ class SiteSettings(Record):
     labels: dict[int, str] | None = None  # value in the files -> class name; None: values are class numbers
     phantom: PhantomSite | None = None
     device: str = "cpu"
+    durable: bool = True  # what the node writes survives a power cut, not only the death of the process
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
