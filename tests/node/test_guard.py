@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from node.guard import Exchange
-from protos.declaration import Declaration
+from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema
 from protos.messages import DESCRIBE, SCORE, VISIT, pack_reply, pack_request, read_handover
 from protos.refusals import Refusal, RefusalCode, explain
@@ -85,6 +85,19 @@ def test_honest_work_passes_bit_for_bit(tmp_path, message_type, exchange, handov
     came, went = node.ledger().entries()
     assert (came.manifest is None, went.manifest is None) == (handover is None, reply is None)
     assert (went.run, went.stop, went.strategy, went.message_type) == ("run-1", 2, "finetune", message_type)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 2**63, -(2**63) - 1, True, [0.5]])
+def test_a_metric_is_a_finite_scalar_whatever_its_bound(tmp_path: Path, value) -> None:
+    boundless = Bound(float("-inf"), float("inf"))
+    node = Node(tmp_path / "home", Exchange(None, Declaration(None, {"loss": boundless})))
+
+    def work(message, context):
+        records = pack_reply(request(), None, {})
+        records.metric_records["metrics"].__dict__["_data"]["loss"] = value
+        return type(message)(records, reply_to=message)
+
+    assert node.ask(work, pack_request(request())).error.code == RefusalCode.METRICS
 
 
 def test_the_ledger_tells_what_crossed(node: Node) -> None:
