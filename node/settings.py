@@ -6,8 +6,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from protos.plan import PhantomSite as PhantomSite
-from protos.plan import Record, SiteName
+from protos.plan import PhantomSite, Record, SiteName
 
 
 class SiteSettings(Record):

@@ -19,7 +19,7 @@ SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
 class Record(BaseModel):
     """Base of every validated record: immutable, unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # JSON has no infinity
 
 
 class Task(Record):
@@ -163,12 +163,12 @@ class Split(Record):
 
 
 class PhantomSite(Record):
-    """A synthetic hospital: which anatomy, which appearance, how many cases (node/phantoms.py)."""
+    """A synthetic hospital: which anatomy, which appearance, how many cases (node/phantoms)."""
 
     task: str
     appearance: Annotated[int, Field(ge=0)] = 0
     cases: Annotated[int, Field(gt=0)] = 40
-    size: Annotated[int, Field(ge=16)] = 64  # pixels or voxels along every axis
+    size: Annotated[int, Field(ge=16)] = 64  # pixels along rows and columns; volumes have fewer slices
     seed: int = 0
 
 

@@ -9,8 +9,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from node.phantoms import APPEARANCES, TASKS, PhantomSource
-from node.settings import PhantomSite
-from protos.plan import Task
+from protos.plan import PhantomSite, Task
 
 COLOURS = ("#ff5a36", "#36c5f0", "#ffd23f")  # one per class
 

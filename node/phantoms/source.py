@@ -9,8 +9,7 @@ import numpy as np
 from node.data.source import Problem, Scan, Unreadable
 from node.phantoms.anatomy import HEIGHT, TASKS, Grid, Rng
 from node.phantoms.appearance import APPEARANCES, WHITE
-from node.settings import PhantomSite
-from protos.plan import Task
+from protos.plan import PhantomSite, Task
 
 FIELD_MM = 192.0  # what the rows and the columns of a volume span
 

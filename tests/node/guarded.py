@@ -16,11 +16,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from node.database import open_database
 from node.guard import Exchange, make_guard
 from node.ledger import Ledger
-from node.settings import PhantomSite, SiteSettings
+from node.settings import SiteSettings
 from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema, Tensor
 from protos.messages import VISIT, Request, pack_reply, pack_request, read_handover, read_request
-from protos.plan import Plan, StrategyChoice, Task
+from protos.plan import PhantomSite, Plan, StrategyChoice, Task
 
 SITE = "north"
 METRICS = {"loss": Bound(0.0, 100.0), "cases": Bound(0, 1e6)}

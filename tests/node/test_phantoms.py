@@ -17,8 +17,7 @@ from scipy import ndimage
 from node.data.source import Scan, Source, Unreadable
 from node.phantoms import APPEARANCES, TASKS, PhantomSource, write_phantoms
 from node.phantoms.anatomy import Array, Grid
-from node.settings import PhantomSite
-from protos.plan import Task
+from protos.plan import PhantomSite, Task
 
 SITES = [(task, appearance) for task in TASKS for appearance in range(len(APPEARANCES))]
 

@@ -15,8 +15,8 @@ from node.data.samples import SiteSamples, samples_of
 from node.data.site import EmptySite, SiteData
 from node.data.source import Problem, Scan, Unreadable
 from node.data.transforms import augment, normalise, prepare_image, prepare_label, resample, turn
-from node.settings import PhantomSite, SiteSettings
-from protos.plan import Plan, Split, StrategyChoice, Task, Training
+from node.settings import SiteSettings
+from protos.plan import PhantomSite, Plan, Split, StrategyChoice, Task, Training
 
 CLASSES = ("background", "disc", "ring")
 ALL = ("flip", "rotate", "scale", "intensity", "noise")

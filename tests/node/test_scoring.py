@@ -15,8 +15,8 @@ from node.data.samples import TestCase as Case  # pytest would collect the name
 from node.data.site import SiteData
 from node.data.source import Scan
 from node.scoring import declared_metrics, overlay_png, score_case, score_site
-from node.settings import PhantomSite, SiteSettings
-from protos.plan import Plan, StrategyChoice, Task
+from node.settings import SiteSettings
+from protos.plan import PhantomSite, Plan, StrategyChoice, Task
 
 PIXELS = (1.0, 1.0)
 
