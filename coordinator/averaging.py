@@ -21,7 +21,7 @@ def average(replies: Iterable[Reply]) -> Handover:
     groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in Kind}
     for key, array in arrays.items():
         kind, _, name = key.partition("/")
-        values = np.ascontiguousarray(array.numpy())
+        values = array.numpy()
         groups[kind][name] = Tensor(str(values.dtype), values.shape, values.tobytes())
     return Handover(**groups)
 

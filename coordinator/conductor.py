@@ -18,7 +18,7 @@ from coordinator.exchange import Answer, Exchange, Question, SiteFailure, bytes_
 from coordinator.scenario import Scenario
 from coordinator.store import Run, ScoreRow, StopRow, Store
 from coordinator.vault import Vault
-from protos.handover import Handover, Kind
+from protos.handover import Handover, HandoverSchema, Kind
 from protos.messages import DESCRIBE, SCORE, VISIT, Request
 from strategies.gathering import Gathering, Reply, Stop
 from strategies.registry import strategy_for
@@ -117,8 +117,11 @@ class Conductor:
             gathering.restore(load(self._vault.get(state)))
         self._listener.stop_began(stop.index, stop.sites, gathering.rounds, rounds_done)
         metrics: dict[str, Any] = {}
+        expects = self._strategy.declares(stop.action).handover
         for number in range(rounds_done, gathering.rounds):
-            gathering.receive(number, self._replies(stop, number, gathering, traffic, metrics))
+            gathering.receive(
+                number, self._replies(stop, number, gathering, expects=expects, traffic=traffic, metrics=metrics)
+            )
             if gathering.rounds > 1:
                 self._listener.stepped(stop.index, "", number + 1, gathering.rounds, _mean_loss(metrics))
                 if (number + 1) % self._plan.training.checkpoint_every == 0 and number + 1 < gathering.rounds:
@@ -138,7 +141,14 @@ class Conductor:
         self._listener.stop_ended(stop.index, stop.sites, time.monotonic() - began)
 
     def _replies(
-        self, stop: Stop, number: int, gathering: Gathering, traffic: Traffic, metrics: dict[str, Any]
+        self,
+        stop: Stop,
+        number: int,
+        gathering: Gathering,
+        *,
+        expects: HandoverSchema | None,
+        traffic: Traffic,
+        metrics: dict[str, Any],
     ) -> Iterator[Reply]:
         """Ask the sites of one round and yield what they return, in the strategy's order."""
         sent: dict[str, dict[str, int]] = {}
@@ -147,19 +157,20 @@ class Conductor:
             for site, ask in gathering.asks(number):
                 sent[site] = bytes_by_kind(ask.handover)
                 request = self._request(site, stop.index, round=number, action=stop.action, args=dict(ask.args))
-                yield Question(VISIT, request, ask.handover)
+                yield Question(VISIT, request, ask.handover, expects)
 
         for answer in self._exchange.ask(questions()):
             if isinstance(answer, SiteFailure):
                 raise self._failed(stop, answer)
-            assert answer.handover is not None  # the strategy declares one for every action
+            assert answer.handover is not None  # the strategy expects one of every action
             _count(traffic, answer, sent.pop(answer.site))
             metrics[answer.site] = dict(answer.metrics)
             yield Reply(answer.site, answer.handover, answer.metrics)
 
     def _keep_round(self, stop: Stop, done: int, gathering: Gathering, previous: str | None, traffic: Traffic) -> str:
         """Commit a place within a stop of many rounds, so that a crash repeats few of them."""
-        state = self._vault.put(save(gathering.state()))
+        # Named after the run: an equal run has equal tensors, and would discard a file that both refer to.
+        state = self._vault.put(save(gathering.state(), {"run": self._run}))
         with self._store.transaction() as session:
             row = session.get_one(StopRow, (self._run, stop.index))
             row.rounds_done, row.rounds_state, row.traffic = done, state, traffic
@@ -232,7 +243,7 @@ class Conductor:
                     )
                 session.merge(row)
                 self._count_time(session)
-            dsc = None if isinstance(answer, SiteFailure) else answer.metrics["dsc"]
+            dsc = None if isinstance(answer, SiteFailure) else answer.metrics.get("dsc")
             self._listener.scored(stop.index, answer.site, dsc)
 
     def _copy_score(self, site: str, source: int, stop: int) -> None:

@@ -5,10 +5,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from flwr.app import Message
+from flwr.app import Message, MetricRecord
 from flwr.serverapp import Grid
 
-from protos.handover import Handover, Kind, MalformedHandover, check_manifest
+from protos.handover import Handover, HandoverSchema, Kind, MalformedHandover, check_manifest
 from protos.messages import MalformedMessage, Request, pack_request, read_handover, read_manifest
 from protos.refusals import RefusalCode, explain
 
@@ -17,11 +17,12 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Question:
-    """One request to one site, with the handover that goes with it."""
+    """One request to one site, with the handover that goes with it; `expects` is what must come back (None: none)."""
 
     message_type: str
     request: Request
     handover: Handover | None = None
+    expects: HandoverSchema | None = None
 
 
 @dataclass(frozen=True)
@@ -87,22 +88,27 @@ class Exchange:
     def _receive(self, question: Question, identity: str) -> Answer | SiteFailure:
         while True:
             for reply in self._grid.pull_messages([identity]):
-                return _read(question.request, reply)
+                return _read(question, reply)
             time.sleep(POLL_SECONDS)
 
 
-def _read(request: Request, reply: Message) -> Answer | SiteFailure:
-    site = request.site
+def _read(question: Question, reply: Message) -> Answer | SiteFailure:
+    """The guard at the site has checked the reply already, but this side cannot know that it was its own guard."""
+    site = question.request.site
     if reply.has_error():
         return _failure(site, reply.error.code, reply.error.reason or "")
     try:
         handover = read_handover(reply.content)
         if handover is not None:
             check_manifest(read_manifest(reply.content), handover)
+        if (handover and HandoverSchema.of(handover)) != question.expects:
+            raise MalformedHandover("The reply does not hold exactly the strategy's tensors.")
+        metrics = reply.content.get("metrics")
+        if not isinstance(metrics, MetricRecord):
+            raise MalformedMessage("The reply has no record of metrics.")
     except (MalformedHandover, MalformedMessage) as error:
         return SiteFailure(site, "MALFORMED_REPLY", str(error))
-    metrics = {name: value for name, value in reply.content["metrics"].items() if isinstance(value, int | float)}
-    return Answer(site, handover, metrics)
+    return Answer(site, handover, {name: value for name, value in metrics.items() if isinstance(value, int | float)})
 
 
 def _failure(site: str, code: int, reason: str) -> SiteFailure:

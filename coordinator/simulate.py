@@ -2,6 +2,7 @@
 
 import fcntl
 import importlib.metadata
+import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,6 +85,7 @@ def carry_out(run: str, home: Home, *, device: str, listener: Listener) -> None:
         state=RecordDict(),
         run_config={"run": run, "home": str(home.folder), "database": home.database, "in-flight": 1},
     )
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # its line per round would tear the progress bars
     with _alone(home, run), server.listening(listener):
         server.app(InProcessGrid(sites, listener), context)
 
@@ -92,6 +94,8 @@ def skip(run: str, stop: int, home: Home, *, by: str, why: str) -> None:
     """Write down that a named person skips a stop; `resume` goes on without it. Raises NotSkippable, RunBusy."""
     store = home.store()
     store.run(run)
+    if not by.strip() or not why.strip():
+        raise NotSkippable("A stop is skipped in the name of a person and for a reason; fill in --by and --why.")
     with _alone(home, run), store.transaction() as session:
         row = session.get(StopRow, (run, stop))
         if row is None:
