@@ -82,9 +82,7 @@ def test_an_up_to_date_database_is_left_alone_and_keeps_its_rows(store):
 
 def test_a_transaction_commits_whole_or_not_at_all(store):
     with pytest.raises(IntegrityError), store.transaction() as session:
-        session.add(a_run())
-        session.flush()
-        session.add(StopRow(run_id="another", index=0, sites=[], action="visit"))
+        session.add_all([a_run(), StopRow(run_id="another", index=0, sites=[], action="visit")])
     with pytest.raises(UnknownRun, match=r"no run 'a-1'.*`locum runs`"):
         store.run("a-1")
 
