@@ -61,6 +61,13 @@ class Strategy:
         """The segmentation network, freshly initialised from torch's generator."""
         return networks.build(self.plan.task, self.plan.network)
 
+    def loaded(self, handover: Handover, device: torch.device) -> nn.Module:
+        """The network with the handover's weights, on `device`; torch's generators are left as they are."""
+        with seeded(0):  # the initialisation draws, and is overwritten
+            model = self.network()
+        model.load_state_dict(handover.state(Kind.WEIGHTS))
+        return model.to(device)
+
     def schema(self) -> HandoverSchema:
         """Every tensor of a handover, computed from the plan alone; here the network's weights."""
         return HandoverSchema({Kind.WEIGHTS: specs(networks.outline(self.plan.task, self.plan.network))})
@@ -104,15 +111,12 @@ class Strategy:
 
     def predictor(self, handover: Handover, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
         """The model as a function from images [N, channels, *size] to logits [N, classes, *size], in eval mode."""
-        model = self.network().to(device)
-        model.load_state_dict(handover.state(Kind.WEIGHTS))
-        model.eval()
+        model = self.loaded(handover, device).eval()
         return lambda image: model(image.to(device))
 
     def visit(self, visit: Visit) -> Departure:
         """Learn at one site: the ordinary training loop with this method's hooks."""
-        model = self.network().to(visit.device)
-        model.load_state_dict(visit.handover.state(Kind.WEIGHTS))
+        model = self.loaded(visit.handover, visit.device)
         notes = self.arrive(visit, model)
         metrics = train(
             model,

@@ -47,8 +47,7 @@ class Joint(Strategy):
 
     def visit(self, visit: Visit) -> Departure:
         """The mean gradient over the asked-for samples of the site's shuffled stream, at the arrived weights."""
-        model = self.network().to(visit.device)
-        model.load_state_dict(visit.handover.state(Kind.WEIGHTS))
+        model = self.loaded(visit.handover, visit.device)
         model.train()
         position, count = int(visit.args["position"]), int(visit.args["count"])
         with seeded(visit.seeds("step", int(visit.args["update"]))):
@@ -67,8 +66,7 @@ class _ExactJoint:
         self._cases = [cases[site] for site in stop.sites]
         self._seeds = Seeds(strategy.plan.seed, stop.index, "all sites")
         self.rounds = self._training.steps * len(stop.sites)
-        self._model = strategy.network()
-        self._model.load_state_dict(handover.state(Kind.WEIGHTS))
+        self._model = strategy.loaded(handover, torch.device("cpu"))
         self._optimizer = make_optimizer(self._training, self._model)
 
     def asks(self, round: int) -> Iterator[tuple[str, Ask]]:

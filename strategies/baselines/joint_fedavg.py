@@ -48,8 +48,7 @@ class JointFedAvg(Strategy):
 
     def visit(self, visit: Visit) -> Departure:
         """A few ordinary steps from the arrived average."""
-        model = self.network().to(visit.device)
-        model.load_state_dict(visit.handover.state(Kind.WEIGHTS))
+        model = self.loaded(visit.handover, visit.device)
         steps, batch_size = int(visit.args["steps"]), int(visit.args["batch_size"])
         training = self.plan.training.model_copy(update={"steps": steps, "batch_size": batch_size})
         metrics = train(
