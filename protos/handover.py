@@ -87,8 +87,8 @@ class Tensor:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise MalformedHandover(f"dtype {self.dtype!r} cannot travel; use one of {', '.join(DTYPES)}.")
-        if any(size < 0 for size in self.shape):
-            raise MalformedHandover(f"shape {self.shape} has a negative size.")
+        if not all(0 <= size < 2**63 for size in self.shape):
+            raise MalformedHandover(f"shape {self.shape} has a size that is negative or not below 2**63.")
         if len(self.data) != self.spec.nbytes:
             raise MalformedHandover(
                 f"{self.dtype}{list(self.shape)} takes {self.spec.nbytes} bytes, but {len(self.data)} are there."
@@ -231,11 +231,18 @@ def _safetensors_metadata(data: bytes) -> dict[str, Any]:
     """The `__metadata__` of a safetensors file, whose header is eight bytes of length and then JSON."""
     try:
         (length,) = struct.unpack_from("<Q", data)
-        header = json.loads(data[8 : 8 + length])
+        header = json.loads(data[8 : 8 + length], object_pairs_hook=_unique)
         metadata = header.get("__metadata__", {})
-    except (struct.error, ValueError, AttributeError) as error:
+    except (struct.error, ValueError, AttributeError, RecursionError) as error:
         raise MalformedHandover("The handover is no safetensors file: its header cannot be read.") from error
     return metadata if isinstance(metadata, dict) else {}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are given once each; safetensors would take the last of them."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name is given twice")
+    return dict(pairs)
 
 
 def manifest_of(handover: Handover, *, run: str, stop: int, site: str, strategy: str) -> handover_pb2.HandoverManifest:
@@ -272,7 +279,8 @@ def check_manifest(manifest: handover_pb2.HandoverManifest, handover: Handover) 
     listed = {(tensor.kind, tensor.name): tensor for tensor in manifest.tensors}
     present = {(tensor.kind, tensor.name): tensor for tensor in actual.tensors}
     for key in sorted(listed.keys() | present.keys()):
-        where = f"{handover_pb2.Kind.Name(key[0]).lower()}/{key[1]}"
+        known = key[0] in handover_pb2.Kind.values()
+        where = f"{handover_pb2.Kind.Name(key[0]).lower() if known else 'a kind of its own'}/{key[1]}"
         if key not in present:
             raise MalformedHandover(f"The manifest lists {where}, which did not arrive.")
         if key not in listed:

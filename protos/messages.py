@@ -69,7 +69,11 @@ def read_request(records: RecordDict) -> Request:
     try:
         return Request.model_validate_json(record["json"])
     except ValidationError as error:
-        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        where = "; ".join(
+            # the plan's own sentences, which are of type value_error, may quote what they find wrong
+            f"{'.'.join(map(str, e['loc']))}: {'is not valid' if e['type'] == 'value_error' else e['msg']}"
+            for e in error.errors(include_input=False)
+        )
         raise MalformedMessage(f"The request is not understood ({where}).") from error
 
 
