@@ -1,7 +1,7 @@
 """The scores of single cases, for the site's own people: rows in the node's database, never sent."""
 
-from sqlalchemy import Engine, String
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import Engine, String, delete, insert
+from sqlalchemy.orm import Mapped, mapped_column
 
 from node.database import Base
 from node.scoring import SiteScore
@@ -23,9 +23,12 @@ class CaseScoreRow(Base):
 
 def scored(engine: Engine, request: Request, score: SiteScore) -> None:
     """Keep the scores of every case, replacing those of an earlier try."""
-    with Session(engine.execution_options(write=True)) as session, session.begin():
-        for case, values in score.cases.items():
-            for number, (dsc, asd) in enumerate(zip(values.dsc, values.asd, strict=True), 1):
-                session.merge(
-                    CaseScoreRow(run=request.run, stop=request.stop, case=case, class_number=number, dsc=dsc, asd=asd)
-                )
+    of_this_stop = {"run": request.run, "stop": request.stop}
+    rows = [
+        {**of_this_stop, "case": case, "class_number": number, "dsc": dsc, "asd": asd}
+        for case, values in score.cases.items()
+        for number, (dsc, asd) in enumerate(zip(values.dsc, values.asd, strict=True), 1)
+    ]
+    with engine.execution_options(write=True).begin() as connection:
+        connection.execute(delete(CaseScoreRow).filter_by(**of_this_stop))
+        connection.execute(insert(CaseScoreRow), rows)
