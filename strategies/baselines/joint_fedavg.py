@@ -100,11 +100,18 @@ class _FedAvgRounds:
 
 
 def apportion(total: int, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Split `total` over the sites in proportion to `sizes`, by largest remainder, at least one each."""
+    """Split `total` over the sites in proportion to `sizes`, by largest remainder, at least one each.
+
+    Ones that small sites get beyond their share are taken from the largest part; only where there are more sites than
+    `total` do the parts sum to more, namely to one for each site.
+    """
     whole = sum(sizes.values())
     exact = {site: total * size / whole for site, size in sizes.items()}
     parts = {site: int(share) for site, share in exact.items()}
     by_remainder = sorted(exact, key=lambda site: parts[site] - exact[site])
     for site in by_remainder[: total - sum(parts.values())]:
         parts[site] += 1
-    return {site: max(1, part) for site, part in parts.items()}
+    parts = {site: max(1, part) for site, part in parts.items()}
+    while sum(parts.values()) > max(total, len(parts)):
+        parts[max(parts, key=lambda site: parts[site])] -= 1
+    return parts
