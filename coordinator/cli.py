@@ -212,9 +212,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     try:
         app(arguments)
-    except KeyboardInterrupt:
-        typer.echo("locum: interrupted; `locum resume RUN` goes on where it stopped.", err=True)
-        sys.exit(INTERRUPTED)
     except Exception as error:
         status = _exit_status(error)
         if status is None:
@@ -255,8 +252,12 @@ def _carry_out(run: str, home: "Home", device: str) -> None:
     from coordinator.live import Live
     from coordinator.simulate import carry_out
 
-    with Live() as live:
-        carry_out(run, home, device=device, listener=live)
+    try:
+        with Live() as live:
+            carry_out(run, home, device=device, listener=live)
+    except KeyboardInterrupt:
+        typer.echo(f"locum: interrupted; `locum resume {run}` goes on where it stopped.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _conclude(runs: Sequence[str], home: "Home", *, as_json: bool, report: bool) -> None:
