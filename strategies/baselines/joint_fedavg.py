@@ -102,7 +102,7 @@ class _FedAvgRounds:
 def apportion(total: int, sizes: Mapping[str, int]) -> dict[str, int]:
     """Split `total` over the sites in proportion to `sizes`, by largest remainder, at least one each.
 
-    Ones that small sites get beyond their share are taken from the largest part; only where there are more sites than
+    Ones that small sites get beyond their share are taken from the largest parts; only where there are more sites than
     `total` do the parts sum to more, namely to one for each site.
     """
     whole = sum(sizes.values())
@@ -113,5 +113,5 @@ def apportion(total: int, sizes: Mapping[str, int]) -> dict[str, int]:
         parts[site] += 1
     parts = {site: max(1, part) for site, part in parts.items()}
     while sum(parts.values()) > max(total, len(parts)):
-        parts[max(parts, key=lambda site: parts[site])] -= 1
+        parts[max(parts, key=lambda site: (parts[site], -sizes[site]))] -= 1
     return parts
