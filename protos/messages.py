@@ -32,8 +32,8 @@ class Request(Record):
 
     schema_version: int = SCHEMA_VERSION
     run: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
-    stop: Annotated[int, Field(ge=0)] = 0
-    round: Annotated[int, Field(ge=0)] = 0  # within the stop; 0 for a plain visit
+    stop: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    round: Annotated[int, Field(ge=0, lt=2**32)] = 0  # within the stop; 0 for a plain visit
     action: Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")] = "visit"  # one of the strategy's, see Strategy.actions
     site: SiteName
     unseen: bool = False  # the site is scored but never visited, so all its cases are test cases
