@@ -3,7 +3,8 @@
     kinds: [weights]                  # kinds of artifact that may leave
     strategies: [finetune, joint]     # strategies that may be asked for
     max_bytes: {weights: 5MB}         # per kind, or one number for all kinds together
-    metrics: [loss, "dsc*"]           # names, or patterns, of metrics that may leave
+    # names, or patterns, of metrics that may leave; a reply that holds another one is refused as a whole
+    metrics: [samples, steps, "loss*", "dsc*", "asd*", cases, both_empty, penalised, train, val, test]
 
 A key that is left out does not narrow; without the file everything goes as declared; a file that cannot be read or
 understood refuses everything.
