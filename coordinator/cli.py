@@ -77,8 +77,9 @@ def simulate(
 def _carry_out_all(
     scenario: "Scenario", source: str, home: "Home", data: Path, *, device: str, as_json: bool, report: bool
 ) -> None:
-    from coordinator.simulate import begin
+    from coordinator.simulate import begin, check_device
 
+    check_device(device)
     command = shlex.join(["locum", *sys.argv[1:]])
     runs = []
     for single in scenario.runs():
@@ -98,8 +99,11 @@ def resume(
     report: Annotated[bool, typer.Option(help="Write the run's report.")] = True,
 ) -> None:
     """Go on with a run that was interrupted, failed, or is incomplete; the result is that of an undisturbed run."""
+    from coordinator.simulate import check_device
+
     place = _home(home, database)
     name = _named(run, place)
+    check_device(device)
     _carry_out(name, place, device)
     _conclude([name], place, as_json=as_json, report=report)
 

@@ -70,6 +70,18 @@ def begin(scenario: Scenario, home: Home, data: Path, command: str, *, source: s
     return run
 
 
+def check_device(device: str) -> None:
+    """Raise ScenarioError unless PyTorch can compute on `device` here."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ScenarioError(
+            f"--device {device}: PyTorch has no such device here; name another, for example cpu."
+        ) from error
+
+
 def carry_out(run: str, home: Home, *, device: str, listener: Listener) -> None:
     """Begin or go on with a run, in this process; its status and results are in the store afterwards.
 
