@@ -18,8 +18,9 @@ from pathlib import Path
 import psutil
 
 from coordinator.events import Listener
+from coordinator.home import Home
 from coordinator.scenario import Scenario
-from coordinator.simulate import Home, begin, carry_out
+from coordinator.simulate import begin, carry_out
 from coordinator.store import sqlite_url
 
 logging.disable(logging.WARNING)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from coordinator.home import Home
     from coordinator.scenario import Scenario
-    from coordinator.simulate import Home
     from coordinator.summary import RunSummary
 
 DONE, FAILED, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -118,7 +118,7 @@ def skip(
     database: DatabaseOption = None,
 ) -> None:
     """Let a run go on without an unfinished stop, in the name of a person who answers for it."""
-    from coordinator.simulate import skip as skip_stop
+    from coordinator.skipping import skip as skip_stop
 
     place = _home(home, database)
     name = _named(run, place)
@@ -234,7 +234,7 @@ def _exit_status(error: Exception) -> int | None:
 
 
 def _home(folder: Path, database: str | None) -> "Home":
-    from coordinator.simulate import Home
+    from coordinator.home import Home
     from coordinator.store import sqlite_url
 
     return Home(folder.absolute(), database or sqlite_url(folder))

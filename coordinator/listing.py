@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from coordinator.simulate import Home, is_busy
+from coordinator.home import Home, is_busy
 from coordinator.store import Run, StopRow, UnknownRun
 from strategies.registry import STRATEGIES, strategy_class
 

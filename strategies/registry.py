@@ -1,9 +1,12 @@
 """Every strategy by name. Adding a method is adding its file and one line here."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from protos.plan import Plan
-from strategies.strategy import Strategy
+
+if TYPE_CHECKING:  # names can be listed without torch
+    from strategies.strategy import Strategy
 
 STRATEGIES: dict[str, str] = {
     "finetune": "strategies.baselines.finetune:FineTune",
@@ -19,15 +22,15 @@ class UnknownStrategy(ValueError):
     """No strategy of that name is installed; one sentence."""
 
 
-def strategy_class(name: str) -> type[Strategy]:
+def strategy_class(name: str) -> "type[Strategy]":
     """The class registered under `name`; raises UnknownStrategy. Methods are imported when first asked for."""
     if name not in STRATEGIES:
         raise UnknownStrategy(f"strategy.name: {name!r} is not installed; choose one of {', '.join(STRATEGIES)}.")
     module, _, attribute = STRATEGIES[name].partition(":")
-    found: type[Strategy] = getattr(import_module(module), attribute)
+    found: "type[Strategy]" = getattr(import_module(module), attribute)
     return found
 
 
-def strategy_for(plan: Plan) -> Strategy:
+def strategy_for(plan: Plan) -> "Strategy":
     """The plan's strategy; raises UnknownStrategy or UnknownParameter."""
     return strategy_class(plan.strategy.name)(plan)

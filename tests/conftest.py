@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from coordinator.events import Listener
+from coordinator.home import Home
 from coordinator.results import summarise
 from coordinator.scenario import Scenario, parse_scenario
-from coordinator.simulate import Home, begin, carry_out
+from coordinator.simulate import begin, carry_out
 from coordinator.store import Run, sqlite_url
 from coordinator.summary import RunSummary
 from coordinator.vault import Vault

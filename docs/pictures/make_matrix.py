@@ -6,9 +6,10 @@ from pathlib import Path
 from coordinator import scenario as scenarios
 from coordinator.events import Listener
 from coordinator.figures import heat_map, png
+from coordinator.home import Home
 from coordinator.results import summarise
 from coordinator.scenario import load_scenario
-from coordinator.simulate import Home, begin, carry_out
+from coordinator.simulate import begin, carry_out
 from coordinator.store import sqlite_url
 
 DEMO = Path(scenarios.__file__).with_name("demo.yaml")

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from coordinator.conductor import VisitFailed
+from coordinator.home import RunBusy, is_busy
 from coordinator.results import summarise
-from coordinator.simulate import NotSkippable, RunBusy, is_busy, skip
+from coordinator.skipping import NotSkippable, skip
 from node.data.cache import SiteCache
 from node.data.site import SiteData
 from node.phantoms.source import write_phantoms

@@ -20,8 +20,9 @@ from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
 import coordinator.migrations
+from coordinator.home import Home
 from coordinator.results import summarise
-from coordinator.simulate import Home, begin, carry_out
+from coordinator.simulate import begin, carry_out
 from coordinator.store import REVISION, Base, Run, ScoreRow, StopRow, Store, StoreUnusable, UnknownRun, sqlite_url
 from tests.conftest import Desk, Recorder, outcome
 
