@@ -287,6 +287,21 @@ def test_a_second_process_on_the_same_run_is_refused_until_the_first_is_gone(zyg
     assert_as_undisturbed(trial, undisturbed("finetune"))
 
 
+def test_a_kill_while_the_database_is_made_leaves_one_that_can_be_made(zygote, undisturbed, tmp_path):
+    assert undisturbed("finetune").moments()[0] == "commit coordinator.db"
+    kill_at(zygote, undisturbed, tmp_path, "finetune", 0)
+
+
+def test_runs_side_by_side_in_one_home_do_not_disturb_each_other(zygote, undisturbed, tmp_path):
+    trial = Trial(zygote, Desk(tmp_path))
+    together = [trial.simulate() for _ in range(3)]
+    assert [trial.end(pid) for pid in together] == [0, 0, 0], trial.errors()
+    expected = undisturbed("finetune")
+    for run in trial.runs:
+        assert outcome(trial.desk.row(run)) == outcome(expected.desk.row(expected.run))
+    assert len(trial.runs) == 3
+
+
 @pytest.mark.storm
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("strategy", ["finetune", "joint", "{name: joint-fedavg, local_steps: 3}", "individual"])

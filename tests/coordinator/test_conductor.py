@@ -174,14 +174,14 @@ def test_the_coordinators_memory_does_not_grow_with_visits(desk: Desk):
     alive = []
 
     def count(event: tuple) -> None:
-        if event[0] == "stop ended":
+        if event[0] == "stop ended" and event[1] in (1, 6, 11):  # a look at everything takes its time
             gc.collect()
             alive.append(sum(type(thing) is Handover for thing in gc.get_objects()))
 
     run = desk.begin(f"sites=[{sites}]", "unseen=[]", "training.steps=1")
     desk.carry_out(run, on=count)
-    assert len(alive) == 12
-    assert max(alive[1:]) == min(alive[1:]) <= 4
+    assert alive == [alive[0]] * 3
+    assert alive[0] <= 4
 
 
 def test_what_a_listener_is_told(desk: Desk):
