@@ -26,7 +26,6 @@ from strategies.registry import strategy_for
 from strategies.strategy import specs
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-IGNITE = "0.5.5"  # runs MONAI's evaluators; Locum itself does without
 
 
 class NotExportable(ValueError):
@@ -98,7 +97,6 @@ def _metadata(run: Run, plan: Plan, stop: StopRow) -> dict[str, Any]:
         "required_packages_version": {
             "nibabel": importlib.metadata.version("nibabel"),
             "pillow": importlib.metadata.version("pillow"),
-            "pytorch-ignite": IGNITE,
         },
         "name": run.id,
         "task": f"{task.dims}D segmentation of {', '.join(task.classes[1:])}",
@@ -155,7 +153,7 @@ def _readme(run: Run, plan: Plan, stop: StopRow, name: str) -> str:
 The network {plan.network.name} that Locum's run `{run.id}` came to with strategy {plan.strategy.name} at the sites
 {", ".join(_visited(run, stop))}, as a MONAI bundle. For research; not a medical device.
 
-Segment a folder of {images} (`pip install "monai[ignite,nibabel,pillow]"`):
+Segment a folder of {images} (`pip install "monai[nibabel,pillow]"`):
 
 ```python
 from monai.bundle import load, run

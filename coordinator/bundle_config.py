@@ -48,7 +48,7 @@ def _inference(plan: Plan, data: Data) -> Config:
         "output_dir": "$@bundle_root + '/segmentations'",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "network_def": _network(plan),
-        "network": "$@network_def.to(@device)",
+        "network": "$@network_def.to(@device).eval()",
         "grid": _grid(task),
         "preprocessing": {"_target_": "Compose", "transforms": _preprocessing(task, data)},
         "datalist": f"$sorted(str(p) for p in Path(@dataset_dir).iterdir() if p.name.lower().endswith({suffixes}))",
@@ -57,27 +57,14 @@ def _inference(plan: Plan, data: Data) -> Config:
             "data": "$[{'image': path} for path in @datalist]",
             "transform": "@preprocessing",
         },
-        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": _inferer(task, data),
         "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(task, data)},
-        "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": "$@bundle_root + '/models/model.pt'",
-                "load_dict": {"model": "@network"},
-                "map_location": "@device",
-            }
+        "logits": "$torch.inference_mode()(lambda image: @inferer(image[None].to(@device), @network)[0])",
+        # a plain loop: MONAI's evaluators need ignite, which nothing else here does
+        "run": [
+            "$@network.load_state_dict(torch.load(@bundle_root + '/models/model.pt', weights_only=True))",
+            "$sum(1 for case in @dataset if @postprocessing({**case, 'pred': @logits(case['image'])}))",
         ],
-        "evaluator": {
-            "_target_": "SupervisedEvaluator",
-            "device": "@device",
-            "val_data_loader": "@dataloader",
-            "network": "@network",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-            "val_handlers": "@handlers",
-        },
-        "run": ["$@evaluator.run()"],
     }
 
 
@@ -118,11 +105,10 @@ def _preprocessing(task: Task, data: Data) -> list[Config]:
         steps.append(_on_image("ScaleIntensityd", channel_wise=True))
     if _resamples(task):
         # MONAI's own anti-aliasing darkens the border, PyTorch's takes planes only: rows and columns, then depth
-        plane = {"pictures": "image[None]"}.get(data, "image.movedim(-1, 1)")
-        back = {"pictures": "[0]"}.get(data, ".movedim(1, -1)")
-        steps.append(_on_image("Lambdad", func=f"$lambda image: {_shrunk(plane, '@grid(image)[:2]')}{back}"))
+        planes, back = ("image[None]", "[0]") if data == "pictures" else ("image.movedim(-1, 1)", ".movedim(1, -1)")
+        steps.append(_on_image("Lambdad", func=f"$lambda image: {_resampled(planes, '@grid(image)[:2]')}{back}"))
         if data == "volumes":
-            steps.append(_on_image("Lambdad", func=f"$lambda image: {_shrunk('image', '@grid(image)[1:]')}"))
+            steps.append(_on_image("Lambdad", func=f"$lambda image: {_resampled('image', '@grid(image)[1:]')}"))
     return steps
 
 
@@ -171,7 +157,7 @@ def _on_image(target: str, **arguments: Any) -> Config:
     return {"_target_": target, "keys": "image", **arguments}
 
 
-def _shrunk(image: str, grid: str) -> str:
+def _resampled(image: str, grid: str) -> str:
     return f"torch.nn.functional.interpolate({image}, {grid}, mode='bilinear', antialias=True)"
 
 
