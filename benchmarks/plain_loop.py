@@ -37,7 +37,8 @@ def main() -> None:
     }
     torch.manual_seed(derive(plan.seed, "first handover"))
     model = networks.build(plan.task, plan.network)
-    steps, scores = [], []
+    events: list[tuple[str, float]] = []
+    scores = []
     for stop, site in enumerate(plan.sites):
         samples = data[site].samples("train")
         seeds = Seeds(plan.seed, stop, site)
@@ -53,17 +54,17 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             loss.item()
-            if step in (0, training.steps - 1):
-                steps.append(time.time())
-        began = time.time()
+            if name := {0: "first", 1: "second", training.steps - 1: "last"}.get(step):
+                events.append((name, time.time()))
+        events.append(("committed", time.time()))
         model.eval()
         with torch.inference_mode():
             scores.append([score_site(sites, model).metrics()["dsc"] for sites in data.values()])
-        steps.append(time.time() - began)
+        events.append(("scored", time.time()))
     document = {
         "weights_sha256": Handover.of(weights=model.state_dict()).digest(Kind.WEIGHTS).hex(),
         "dsc": scores,
-        "first_step": steps[0],
+        "events": events,
         "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
     sys.stdout.write(json.dumps(document))

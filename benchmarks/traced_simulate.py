@@ -14,13 +14,13 @@ from coordinator.cli import main
 
 
 class Traced(live.Live):
-    """Notes when each visit's first and last step ended, and how long scoring took between two visits."""
+    """Notes when each visit's first, second and last step ended, its commit and its scores."""
 
     events: list[tuple[str, float]] = []
 
     def stepped(self, stop: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        if step in (1, steps):
-            self.events.append(("first" if step == 1 else "last", time.time()))
+        if name := {1: "first", 2: "second", steps: "last"}.get(step):
+            self.events.append((name, time.time()))
         super().stepped(stop, site, step, steps, loss)
 
     def stop_ended(self, stop: int, sites: tuple[str, ...], seconds: float) -> None:
