@@ -78,3 +78,12 @@ def test_every_round_sets_out_from_the_average() -> None:
         gathering.receive(number, iter(replies))
         expected = average(replies)
     assert [gathering.result()] == [expected] == conduct(plan, sites)
+
+
+def test_rounds_go_on_in_the_sites_stream() -> None:
+    """With one site and an optimizer that remembers nothing, it does not matter where a round ends."""
+    whole, parts = (
+        make_plan("joint-fedavg", ("A",), parameters={"local_steps": n}, steps=7, optimizer="sgd", momentum=0.0, lr=0.1)
+        for n in (7, 3)
+    )
+    assert conduct(parts, make_sites(parts)) == conduct(whole, make_sites(whole))
