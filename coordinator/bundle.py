@@ -36,12 +36,19 @@ def export_bundle(run: Run, vault_folder: Path, folder: Path) -> Path:
     """Write the model that a run has come to as a MONAI bundle into `folder`, which is returned.
 
     Raises NotExportable when no stop is done, when sites have models of their own, when the weights are not those of
-    the scenario's network, or when `folder` is not empty; coordinator.vault.MissingArtifact.
+    the scenario's network, when MONAI would misread a class's name, or when `folder` is not empty; MissingArtifact
+    when the vault has not got the weights.
     """
     plan = Scenario.model_validate(run.scenario).plan()
     stop = _last_stop(run, plan)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise NotExportable(f"{folder} is there already and not an empty folder; name a folder that does not exist.")
+    for name in plan.task.classes:
+        if name.startswith(("$", "@", "%")):
+            raise NotExportable(
+                f"task.classes: MONAI would not take {name!r} for a name but for an instruction; "
+                "make a run with a name that begins with a letter."
+            )
     handover = Handover.from_bytes(Vault(vault_folder).get(str(stop.artifact)))
     # MONAI's loader leaves out in silence what does not fit
     weights = HandoverSchema({Kind.WEIGHTS: specs(networks.outline(plan.task, plan.network))})
@@ -100,7 +107,7 @@ def _metadata(run: Run, plan: Plan, stop: StopRow) -> dict[str, Any]:
         },
         "name": run.id,
         "task": f"{task.dims}D segmentation of {', '.join(task.classes[1:])}",
-        "description": f"{plan.network.name} of run {run.id}, trained by strategy {plan.strategy.name} at the sites "
+        "description": f"{plan.network.name} of run {run.id}, trained by strategy {plan.strategy.name} at "
         f"{', '.join(visited)}; seed {plan.seed}, weights {stop.weights_sha256}.",
         "authors": f"whoever made run {run.id}",
         "copyright": "see LICENSE",
@@ -128,7 +135,8 @@ def _metadata(run: Run, plan: Plan, stop: StopRow) -> dict[str, Any]:
         "locum": {
             "run": run.id,
             "software": run.software,
-            "strategy": plan.strategy.model_dump(mode="json"),
+            "strategy": plan.strategy.name,
+            "parameters": json.dumps(plan.strategy.parameters),  # as text, in which MONAI looks for no instructions
             "sites": visited,
             "seed": plan.seed,
             "stop": stop.index,
@@ -150,7 +158,7 @@ def _readme(run: Run, plan: Plan, stop: StopRow, name: str) -> str:
     slices = "\n`configs/inference_slices.json` segments NIfTI volumes slice by slice.\n" if plan.task.dims == 2 else ""
     return f"""# {run.id}
 
-The network {plan.network.name} that Locum's run `{run.id}` came to with strategy {plan.strategy.name} at the sites
+The network {plan.network.name} that Locum's run `{run.id}` came to with strategy {plan.strategy.name} at
 {", ".join(_visited(run, stop))}, as a MONAI bundle. For research; not a medical device.
 
 Segment a folder of {images} (`pip install "monai[nibabel,pillow]"`):

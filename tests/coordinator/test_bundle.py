@@ -1,5 +1,6 @@
 """The exported bundle: MONAI's own loader and runner, held to the weights and to the segmentations of a node."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,7 @@ VOLUMES = VOLUMES.replace("organ", "lesions")
 def exported(shared_desk, tmp_path_factory) -> Callable[..., tuple[Path, Plan, samples.LogitsFn]]:
     """Exports a run of a scenario: the bundle, the plan, and the network as a node would use it."""
 
+    @functools.cache
     def export(text: str, *overrides: str) -> tuple[Path, Plan, samples.LogitsFn]:
         row = shared_desk.row(shared_desk.simulate(*overrides, text=text))
         bundle = export_bundle(row, shared_desk.vault.folder, tmp_path_factory.mktemp("bundles") / "bundle")
@@ -59,6 +61,12 @@ def exported(shared_desk, tmp_path_factory) -> Callable[..., tuple[Path, Plan, s
         return bundle, plan, strategy_for(plan).predictor(handover, torch.device("cpu"))
 
     return export
+
+
+@pytest.fixture(scope="module")
+def finished(shared_desk) -> str:
+    """A finished run, to be exported or refused."""
+    return shared_desk.simulate(text=PICTURES)
 
 
 def segmented(bundle: Path, images: Path, config: str = "inference.json") -> Path:
@@ -186,7 +194,7 @@ class TestMetadata:
         found = json.loads((configs / "metadata.json").read_text())
         assert found.keys() >= REQUIRED
         assert found["locum"]["sites"] == ["east", "north"]
-        assert (found["locum"]["seed"], found["locum"]["strategy"]) == (3, {"name": "finetune"})
+        assert (found["locum"]["seed"], found["locum"]["strategy"]) == (3, "finetune")
         assert found["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "organ"}
         for config in ("train.json", "inference.json", "inference_slices.json"):
             # raises when the network does not take and give what the metadata say
@@ -205,8 +213,8 @@ class TestRefusals:
             export_bundle(row, shared_desk.vault.folder, tmp_path / "bundle")
         assert not (tmp_path / "bundle").exists()
 
-    def test_a_folder_that_holds_something(self, shared_desk, tmp_path):
-        row = shared_desk.row(shared_desk.simulate(text=PICTURES))
+    def test_a_folder_that_holds_something(self, shared_desk, finished, tmp_path):
+        row = shared_desk.row(finished)
         (tmp_path / "notes.txt").write_text("mine")
         for folder in (tmp_path, tmp_path / "notes.txt"):
             with pytest.raises(NotExportable, match="not an empty folder"):
@@ -224,14 +232,20 @@ class TestRefusals:
         )
         assert export_bundle(shared_desk.row(alone), shared_desk.vault.folder, tmp_path / "bundle").is_dir()
 
-    def test_weights_that_are_not_the_network_s(self, shared_desk, tmp_path):
-        row = shared_desk.row(shared_desk.simulate(text=PICTURES))
+    def test_weights_that_are_not_the_network_s(self, shared_desk, finished, tmp_path):
+        row = shared_desk.row(finished)
         row.scenario["network"]["channels"] = [2, 4, 16]
         with pytest.raises(NotExportable, match="not those of network unet"):
             export_bundle(row, shared_desk.vault.folder, tmp_path / "bundle")
 
-    def test_a_missing_artifact(self, shared_desk, tmp_path):
-        row = shared_desk.row(shared_desk.simulate(text=PICTURES))
+    def test_a_class_that_monai_would_evaluate(self, shared_desk, tmp_path):
+        name = "$__import__('pathlib').Path('evaluated').touch()"
+        row = shared_desk.row(shared_desk.simulate(f'task.classes=[background, "{name}"]', text=PICTURES))
+        with pytest.raises(NotExportable, match="MONAI would not take"):
+            export_bundle(row, shared_desk.vault.folder, tmp_path / "bundle")
+
+    def test_a_missing_artifact(self, shared_desk, finished, tmp_path):
+        row = shared_desk.row(finished)
         with pytest.raises(MissingArtifact):
             export_bundle(row, tmp_path / "elsewhere", tmp_path / "bundle")
         assert not (tmp_path / "bundle").exists()
