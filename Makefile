@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/locum simulate
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,0 +1,49 @@
+"""The tables of docs/results.md, from the runs of a home: one per scenario and score, mean and deviation over seeds.
+
+Usage: python benchmarks/results_tables.py HOME SCENARIO_NAME...
+"""
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from coordinator.compare import Comparison, comparison
+from coordinator.home import Home
+from coordinator.listing import listed
+from coordinator.metrics import Score
+from coordinator.results import summarise
+from coordinator.store import sqlite_url
+
+SCORES: dict[Score, tuple[str, float]] = {"dsc": ("DSC, %", 100.0), "asd": ("ASD, mm (pixels for pictures)", 1.0)}
+SHOWN = ("overall", "bwt", "rem", "tl")
+
+
+def tables(found: Comparison) -> Iterator[str]:
+    """Markdown: methods by sites and by the metrics that show forgetting."""
+    for score, (title, scale) in SCORES.items():
+        kept = [i for i, column in enumerate(found.columns) if column.kind != "metric" or column.key in SHOWN]
+        yield f"| {title} | seeds | " + " | ".join(found.columns[i].title for i in kept) + " |"
+        yield "|---" * (len(kept) + 2) + "|"
+        for method in found.methods:
+            cells = [stat.text(scale) if (stat := method.values[score][i]) else "–" for i in kept]
+            yield f"| {method.label} | {', '.join(map(str, method.seeds))} | " + " | ".join(cells) + " |"
+        yield ""
+
+
+def main() -> None:
+    home = Home(Path(sys.argv[1]), sqlite_url(Path(sys.argv[1])))
+    for name in sys.argv[2:]:
+        names = [row["run"] for row in listed(home) if row["status"] == "done" and row["run"].startswith(f"{name}-")]
+        runs = [summarise(home.store().run(run)) for run in sorted(names)]
+        exact = [run for run in runs if run.scenario == name]
+        seconds = {k: [r.seconds for r in group] for k, group in itertools.groupby(exact, lambda run: run.strategy)}
+        sys.stdout.write(f"\n## {name}\n\n" + "\n".join(tables(comparison(exact))))
+        for strategy, times in seconds.items():
+            sys.stdout.write(f"{strategy}: {', '.join(f'{t:.0f}' for t in times)} s. ")
+        penalised = {run.run: int(run.penalised[-1].sum()) for run in exact}
+        sys.stdout.write(f"\nPenalised pairs in the final rows: {penalised}\n")
+
+
+if __name__ == "__main__":
+    main()
