@@ -122,10 +122,9 @@ def _postprocessing(task: Task, data: Data) -> list[Config]:
             planes = "torch.nn.functional.interpolate(pred.movedim(-1, 0), pred.meta['native'][:2], mode='bilinear')"
             resized = f"{planes}.movedim(0, -1)"
         steps.append({"_target_": "Lambdad", "keys": "pred", "func": f"$lambda pred: {resized}"})
-    inverse = {"transform": "@preprocessing", "orig_keys": "image", "nearest_interp": False}
     return [
         *steps,
-        {"_target_": "Invertd", "keys": "pred", **inverse},
+        {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image"},
         {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
         {
             "_target_": "SaveImaged",

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -185,6 +187,23 @@ class TestRun:
             given, written = nibabel.load(path), nibabel.load(result)
             assert written.shape == given.shape
             assert np.allclose(written.affine, given.affine, atol=1e-5)
+
+    def test_in_a_process_that_knows_nothing_of_locum(self, exported, tmp_path):
+        # MONAI falls back to its other readers in silence when what ours needs has not been imported
+        bundle, plan, network = exported(PICTURES)
+        draw_pictures(tmp_path / "images")
+        arguments = {"bundle_root": ".", "dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "found")}
+        code = (
+            "import sys, monai.bundle\n"
+            f"monai.bundle.run(config_file='configs/inference.json', **{arguments})\n"
+            "assert not {'coordinator', 'node', 'strategies', 'protos'} & sys.modules.keys()"
+        )
+        subprocess.run([sys.executable, "-I", "-c", code], cwd=bundle, check=True, capture_output=True, timeout=120)
+        for name in ("turned.jpg", "palette.png", "bits.png"):
+            path = tmp_path / "images" / name
+            expected = predicted(to_channels(read_picture(path), 1, path), (1.0, 1.0), plan, network)
+            with Image.open(tmp_path / "found" / f"{path.stem}_seg.png") as picture:
+                assert np.array_equal(np.asarray(picture), expected), name
 
 
 class TestMetadata:
