@@ -34,7 +34,9 @@ def definition(task: Task, choice: NetworkChoice, dropout: float = 0.0) -> tuple
         )
     norm: tuple[str, dict[str, Any]] = ("instance", {"affine": True})
     if choice.norm == "group":
-        norm = ("group", {"num_groups": gcd(8, *choice.channels), "affine": True})
+        # with residual units MONAI normalises the top layer too, over the classes
+        top = (len(task.classes),) if choice.residual_units else ()
+        norm = ("group", {"num_groups": gcd(8, *choice.channels, *top), "affine": True})
     common = {
         "spatial_dims": task.dims,
         "in_channels": task.channels,
