@@ -34,9 +34,9 @@ def tables(found: Comparison) -> Iterator[str]:
 def main() -> None:
     home = Home(Path(sys.argv[1]), sqlite_url(Path(sys.argv[1])))
     for name in sys.argv[2:]:
-        names = [row["run"] for row in listed(home) if row["status"] == "done" and row["run"].startswith(f"{name}-")]
-        runs = [summarise(home.store().run(run)) for run in sorted(names)]
-        exact = [run for run in runs if run.scenario == name]
+        newest_last = reversed([row for row in listed(home) if row["status"] == "done"])
+        names = {(row["strategy"], row["seed"]): row["run"] for row in newest_last if row["scenario"] == name}
+        exact = [summarise(home.store().run(run)) for run in sorted(names.values())]
         seconds = {k: [r.seconds for r in group] for k, group in itertools.groupby(exact, lambda run: run.strategy)}
         sys.stdout.write(f"\n## {name}\n\n" + "\n".join(tables(comparison(exact))))
         for strategy, times in seconds.items():

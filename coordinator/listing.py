@@ -20,6 +20,7 @@ def listed(home: Home) -> list[dict[str, Any]]:
     return [
         {
             "run": run.id,
+            "scenario": run.name,
             "status": "interrupted" if run.status == "running" and not is_busy(home, run.id) else run.status,
             "strategy": run.scenario["strategy"]["name"],
             "seed": run.scenario["seed"],
