@@ -82,7 +82,7 @@ def _configure(connection: Any, durable: bool) -> None:
     # A small page cache (in KiB), since hundreds of databases may be open.
     sync = "FULL" if durable else "NORMAL"
     pragmas = ("busy_timeout = 30000", "journal_mode = WAL", f"synchronous = {sync}", "foreign_keys = ON")
-    for setting in (*pragmas, "cache_size = -256"):
+    for setting in (*pragmas, "cache_size = -64"):
         connection.execute(f"PRAGMA {setting}")
 
 
