@@ -1,7 +1,7 @@
 """Does the coordinator stay small? A run over hundreds of tiny sites: memory and cost of every stop, in one process.
 
 Every site is visited once and scores the model after every visit, so N sites make N visits and N * N scores. Printed
-are, for every ten stops: resident memory, and the median cost, in CPU time, of a stop without its scores and of one score.
+are, for every ten stops: resident memory, and the median CPU time of a stop without its scores and of one score.
 
 Usage: python benchmarks/many_sites.py [--sites 500] [--out FILE.json]
 """
