@@ -27,7 +27,7 @@ def strategy_class(name: str) -> "type[Strategy]":
     if name not in STRATEGIES:
         raise UnknownStrategy(f"strategy.name: {name!r} is not installed; choose one of {', '.join(STRATEGIES)}.")
     module, _, attribute = STRATEGIES[name].partition(":")
-    found: "type[Strategy]" = getattr(import_module(module), attribute)
+    found: type[Strategy] = getattr(import_module(module), attribute)
     return found
 
 
