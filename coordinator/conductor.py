@@ -48,6 +48,7 @@ class Conductor:
         self._unseen = {site.name for site in scenario.unseen}
         self._columns = (*self._plan.sites, *(site.name for site in scenario.unseen))
         self._strategy = strategy_for(self._plan)
+        self._expects: dict[str, HandoverSchema | None] = {}
         self._clock = time.monotonic()
 
     def conduct(self) -> str:
@@ -117,7 +118,7 @@ class Conductor:
             gathering.restore(load(self._vault.get(state)))
         self._listener.stop_began(stop.index, stop.sites, gathering.rounds, rounds_done)
         metrics: dict[str, Any] = {}
-        expects = self._strategy.declares(stop.action).handover
+        expects = self._expected(stop.action)
         for number in range(rounds_done, gathering.rounds):
             gathering.receive(
                 number, self._replies(stop, number, gathering, expects=expects, traffic=traffic, metrics=metrics)
@@ -190,6 +191,12 @@ class Conductor:
                     return Handover.from_bytes(self._vault.get(row.artifact))
                 before = row.follows
         return self._strategy.first_handover()
+
+    def _expected(self, action: str) -> HandoverSchema | None:
+        """What a site must return; computed once per action, since it takes building a network."""
+        if action not in self._expects:
+            self._expects[action] = self._strategy.declares(action).handover
+        return self._expects[action]
 
     # Scores
 

@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 
 from node import checkpoints, progress, records
 from node.data.cache import SiteCache
-from node.data.samples import SiteSamples
+from node.data.samples import OnDemand, SiteSamples
 from node.data.site import EmptySite, SiteData
 from node.database import open_database
 from node.declarations import declare, installed
@@ -57,7 +57,7 @@ def visit(message: Message, context: Context) -> Message:
     settings, request, handover = _open(message, context)
     assert handover is not None  # the guard has checked
     data = _site_data(settings, request)
-    train, val = _samples(data, "train"), data.samples("val")
+    train = _samples(data, "train")
     strategy = installed(request.plan)
     torch.set_num_threads(request.plan.training.threads)
     departure = strategy.visit(
@@ -65,7 +65,7 @@ def visit(message: Message, context: Context) -> Message:
             action=request.action,
             handover=handover,
             train=train,
-            val=val,
+            val=OnDemand(lambda: data.samples("val")),
             seeds=Seeds(request.plan.seed, request.stop, request.site),
             args=request.args,
             device=torch.device(settings.device),

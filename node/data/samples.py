@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -89,6 +90,24 @@ class SiteSamples:
                 image, label = augment(*_window(sample, size, rng), self._augmentations, rng)
             images[row], labels[row, 0] = image, label
         return Batch(images, labels)
+
+
+class OnDemand:
+    """Samples that are decoded when they are first asked for: most strategies never look at the validation part."""
+
+    def __init__(self, decode: Callable[[], SiteSamples]) -> None:
+        self._decode = decode
+
+    @cached_property
+    def _samples(self) -> SiteSamples:
+        return self._decode()
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
+        """Return the samples at `indices`; see strategies.data.Samples."""
+        return self._samples.batch(indices, seeds)
 
 
 @dataclass(frozen=True)
