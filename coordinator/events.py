@@ -7,6 +7,9 @@ class Listener:
     def run_began(self, run: str, stops: int, done: int) -> None:
         """A run of so many stops begins or goes on."""
 
+    def describing(self, site: str) -> None:
+        """A site is asked to describe itself: it reads its cases, so its answer may be long in coming."""
+
     def stop_began(self, stop: int, sites: tuple[str, ...], rounds: int, done: int) -> None:
         """A stop begins; `done` of its rounds were done before a crash."""
 
@@ -15,6 +18,9 @@ class Listener:
 
     def stop_ended(self, stop: int, sites: tuple[str, ...], seconds: float) -> None:
         """A stop is committed."""
+
+    def scoring(self, stop: int, site: str) -> None:
+        """A site is asked to score the stop's model."""
 
     def scored(self, stop: int, site: str, dsc: float | None) -> None:
         """A site's score is committed; None when the site could not score."""
