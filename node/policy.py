@@ -3,7 +3,7 @@
     kinds: [weights]                  # kinds of artifact that may leave
     strategies: [finetune, joint]     # strategies that may be asked for
     max_bytes: {weights: 5MB}         # per kind, or one number for all kinds together
-    # names, or patterns, of metrics that may leave; a reply that holds another one is refused as a whole
+    # names, or patterns, of metrics that may leave; whoever declares another one is refused
     metrics: [samples, steps, "loss*", "dsc*", "asd*", cases, both_empty, penalised, train, val, test]
 
 A key that is left out does not narrow; without the file everything goes as declared; a file that cannot be read or
@@ -12,11 +12,11 @@ understood refuses everything.
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ByteSize, Field, ValidationError
 
+from protos import strict_yaml
 from protos.declaration import Declaration
 from protos.handover import HandoverSchema, Kind
 from protos.plan import Record
@@ -46,36 +46,34 @@ class Policy(Record):
         except (OSError, UnicodeDecodeError) as error:
             raise _unreadable(path, f"cannot be read ({type(error).__name__})") from error
         try:
-            keys = yaml.load(text, _UniqueKeys)  # noqa: S506  a SafeLoader
+            keys = strict_yaml.load(text)
             if not isinstance(keys, dict):
                 raise _unreadable(path, "holds no keys; delete the file if nothing is to be narrowed")
             if empty := [key for key, value in keys.items() if value is None]:
                 raise _unreadable(path, f"has nothing after {empty[0]!r}; write [] if nothing of it may leave")
             return cls.model_validate(keys)
-        except (yaml.YAMLError, RecursionError) as error:
+        except yaml.YAMLError as error:
             raise _unreadable(path, f"is no YAML ({' '.join(str(error).split())})") from error
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise _unreadable(path, f"is not understood ({faults})") from error
 
     def narrow(self, strategy: str, declared: Declaration) -> Declaration:
-        """The part of `declared` that this policy lets out.
+        """`declared`, if this policy lets all of it out.
 
-        Raises Refusal when the strategy or any of its tensors may not leave: since a reply must hold all of them,
-        nothing could, and the site is spared the work.
+        Raises Refusal when the strategy, any tensor or any metric may not leave. A reply must hold every declared
+        tensor and may hold every declared metric, so the site is spared work whose result could not leave.
         """
         if self.strategies is not None and strategy not in self.strategies:
             raise Refusal(RefusalCode.POLICY, f"The policy's strategies do not include {strategy!r}.")
         if declared.handover is not None:
             self._check(declared.handover)
-        if self.metrics is None:
-            return declared
-        allowed = {
-            name: bound
-            for name, bound in declared.metrics.items()
-            if any(fnmatchcase(name, pattern) for pattern in self.metrics)
-        }
-        return Declaration(declared.handover, allowed)
+        if kept := [name for name in sorted(declared.metrics) if not self._lets_out(name)]:
+            raise Refusal(RefusalCode.POLICY, f"The policy's metrics do not include {', '.join(kept)}.")
+        return declared
+
+    def _lets_out(self, metric: str) -> bool:
+        return self.metrics is None or any(fnmatchcase(metric, pattern) for pattern in self.metrics)
 
     def _check(self, schema: HandoverSchema) -> None:
         if self.kinds is not None and not schema.kinds <= self.kinds:
@@ -92,17 +90,6 @@ class Policy(Record):
                     f"The strategy takes out {schema.nbytes(kind)} bytes of {kind or 'all kinds together'}, "
                     f"but the policy's max_bytes is {int(limit)}.",
                 )
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which plain YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if len(keys) != len(dict.fromkeys(map(str, keys))):
-            raise yaml.YAMLError(f"a key stands twice, line {node.start_mark.line + 1} and after")
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        return found
 
 
 def _unreadable(path: Path, what: str) -> Refusal:
