@@ -31,7 +31,6 @@ _REPLY: Mapping[str, tuple[Any, tuple[type, ...], RefusalCode]] = MappingProxyTy
     }
 )
 _LARGEST_INT = 2**63 - 1  # that a metric is serialised to
-_LARGEST_PLACE = 2**32 - 1  # of a stop in the itinerary, as in the manifest
 
 
 def plain_copy(content: object) -> RecordDict:
@@ -98,8 +97,6 @@ def parse_request(records: RecordDict) -> Request:
         raise Refusal(RefusalCode.REQUEST, str(error)) from error
     if request.schema_version != SCHEMA_VERSION:  # a version in another spelling, such as "2"
         raise OtherVersion(request.schema_version)
-    if max(request.stop, request.round) > _LARGEST_PLACE:
-        raise Refusal(RefusalCode.REQUEST, "The request's stop or round is larger than a manifest can hold.")
     return request
 
 
@@ -167,7 +164,7 @@ def checked_metrics(records: RecordDict, declared: Mapping[str, Bound]) -> dict[
     metrics = cast(dict[str, int | float], dict(sorted(records.metric_records["metrics"].items())))
     for name, value in metrics.items():
         if name not in declared:
-            raise Refusal(RefusalCode.METRICS, f"The metric {name!r} is not declared, or the policy keeps it back.")
+            raise Refusal(RefusalCode.METRICS, f"The metric {name!r} is not declared.")
         bound = declared[name]
         can_travel = abs(value) <= _LARGEST_INT if isinstance(value, int) else math.isfinite(value)
         if not can_travel or not bound.low <= value <= bound.high:

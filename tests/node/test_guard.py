@@ -213,6 +213,8 @@ def with_tensors(**tensors):
         (with_json('"run":', '"walk":'), RefusalCode.REQUEST),
         (with_json("{", "["), RefusalCode.REQUEST),
         (with_json('"stop":2', f'"stop":{2**70}'), RefusalCode.REQUEST),
+        (with_json('"stop":2', f'"stop":{2**32}'), RefusalCode.REQUEST),  # one more than a manifest can hold
+        (with_json('"round":0', f'"round":{2**32}'), RefusalCode.REQUEST),
         (with_json('"schema_version":1', '"schema_version":2'), RefusalCode.SCHEMA_VERSION),
         (with_json('"schema_version":1', '"schema_version":"2"'), RefusalCode.SCHEMA_VERSION),
         (with_json('"schema_version":1', '"new_key":{},"schema_version":2'), RefusalCode.SCHEMA_VERSION),
