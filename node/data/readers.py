@@ -77,9 +77,9 @@ class LabelValues:
         return numbered
 
     def _remedy(self, value: int) -> str:
+        example = f"{{{value}: {self.names[-1]}}}"  # not the background: a structure would be lost in silence
         if self.given is not None:
-            return f"which this site's labels: does not name; add it there, for example {{{value}: {self.names[0]}}}."
-        example = f"{{{value}: {self.names[-1]}}}"
+            return f"which this site's labels: does not name; add it there, for example {example}."
         return (
             f"but class numbers end at {len(self.names) - 1} ({self.names[-1]}); "
             f"say what the site's values mean, for example labels: {example}."

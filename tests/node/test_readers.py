@@ -214,6 +214,13 @@ def test_mapping_is_a_function_of_the_value(values, random_):
         LabelValues(names, mapping).apply(np.append(raw, 301), Path("labels/x.png"))
 
 
+@pytest.mark.parametrize("given_values", [None, {1: "nucleus"}, {0: "background"}])
+def test_no_remedy_makes_a_structure_background(given_values):
+    with pytest.raises(Unreadable, match=r"\{7: nucleus\}\.$") as error:
+        LabelValues(("background", "cell", "nucleus"), given_values).apply(np.array([[0, 7]]), Path("labels/x.png"))
+    assert "background" not in one_sentence(error, Path("labels/x.png"))
+
+
 def test_a_mapping_to_an_unknown_class_is_an_error():
     with pytest.raises(ValueError, match="'lung', which is no class"):
         LabelValues(("background", "nucleus"), {1: "lung"})
