@@ -2,6 +2,6 @@
 
 from node.phantoms.anatomy import TASKS
 from node.phantoms.appearance import APPEARANCES
-from node.phantoms.source import PhantomSource, write_phantoms
+from node.phantoms.source import PhantomSource, check_phantom, write_phantoms
 
-__all__ = ["APPEARANCES", "TASKS", "PhantomSource", "write_phantoms"]
+__all__ = ["APPEARANCES", "TASKS", "PhantomSource", "check_phantom", "write_phantoms"]

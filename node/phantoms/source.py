@@ -24,7 +24,7 @@ class PhantomSource:
     problems: tuple[Problem, ...] = ()
 
     def __init__(self, phantom: PhantomSite, task: Task) -> None:
-        _check(phantom, task)
+        check_phantom(phantom, task)
         self._phantom = phantom
         self._channels = task.channels
         self._numbers = {f"case-{number:03d}": number for number in range(phantom.cases)}
@@ -62,26 +62,28 @@ class PhantomSource:
         return np.random.default_rng(int.from_bytes(hashlib.sha256(where.encode()).digest()))
 
 
-def _check(phantom: PhantomSite, task: Task) -> None:
-    """Raise ValueError, in one sentence, unless there is such a phantom and `task` fits it."""
+def check_phantom(phantom: PhantomSite, task: Task) -> None:
+    """Raise ValueError, in one sentence with the key, unless there is such a phantom and `task` fits it.
+
+    Nothing is computed, so that a run can be refused before it begins.
+    """
     anatomy = TASKS.get(phantom.task)
     if anatomy is None:
-        raise ValueError(f"There is no phantom {phantom.task!r}; phantom.task is one of {', '.join(sorted(TASKS))}.")
+        raise ValueError(f"phantom.task: {phantom.task!r} is none of {', '.join(TASKS)}.")
     if phantom.appearance >= len(APPEARANCES):
-        raise ValueError(
-            f"There is no appearance {phantom.appearance}; phantom.appearance goes from 0 to {len(APPEARANCES) - 1}."
-        )
+        raise ValueError(f"phantom.appearance: {phantom.appearance} is not within 0 to {len(APPEARANCES) - 1}.")
     if len(task.classes) != 1 + len(anatomy.classes):
         raise ValueError(
-            f"task.classes has {len(task.classes)} names, but the phantom {phantom.task!r} has "
+            f"task.classes: there are {len(task.classes)} names, but the phantom {phantom.task!r} has "
             f"{1 + len(anatomy.classes)} classes: background, {', '.join(anatomy.classes)}."
         )
     if task.dims not in anatomy.dims:
         raise ValueError(
-            f"task.dims is {task.dims}, but the phantom {phantom.task!r} needs {' or '.join(map(str, anatomy.dims))}."
+            f"task.dims: {task.dims} does not fit the phantom {phantom.task!r}, which needs "
+            f"{' or '.join(map(str, anatomy.dims))}."
         )
     if task.channels not in (1, 3):
-        raise ValueError(f"task.channels is {task.channels}, but phantoms are grey (1) or in colour (3).")
+        raise ValueError(f"task.channels: {task.channels} is neither 1 (grey) nor 3 (colour), as phantoms are.")
 
 
 def write_phantoms(
