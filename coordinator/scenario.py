@@ -1,5 +1,6 @@
 """The scenario: the YAML file that says what to run. Every fault is one sentence: file, key, remedy."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -9,7 +10,10 @@ import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from coordinator.wording import sentences
+from protos import strict_yaml
 from protos.plan import NetworkChoice, PhantomSite, Plan, Record, SiteName, Split, StrategyChoice, Task, Training
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class ScenarioError(ValueError):
@@ -61,7 +65,7 @@ Order = Annotated[
 class Study(Record):
     """Several runs to compare: every combination of what is listed; an empty list means the scenario's own."""
 
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    seeds: tuple[Seed, ...] = ()
     strategies: tuple[StrategyChoice, ...] = ()
     orders: tuple[Order, ...] = ()
 
@@ -83,7 +87,7 @@ class Scenario(Record):
     network: NetworkChoice = NetworkChoice()
     training: Training = Training()
     split: Split = Split()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     study: Study = Study()
 
     @field_validator("sites", "unseen", mode="before")
@@ -174,6 +178,8 @@ def parse_scenario(text: str, source: str, overrides: Sequence[str] = ()) -> Sce
         raise ScenarioError(f"{source}: a scenario is a mapping with name, task and sites; see docs/cli.md.")
     for override in overrides:
         _apply(raw, override)
+    for override in overrides:
+        _check_effect(raw, override)
     try:
         return Scenario.model_validate(raw)
     except ValidationError as error:
@@ -188,31 +194,13 @@ class _NotYaml(Exception):
         self.where = "" if mark is None else f", line {mark.line + 1}"
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML takes the last of two equal keys in silence; a scenario must not."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        found: list[Any] = []
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":  # `<<`, which only says what stands elsewhere
-                continue
-            found.append(self.construct_object(key, deep=True))
-            if found.index(found[-1]) < len(found) - 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {found[-1]!r} stands twice", key.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def _read(text: str) -> Any:
     """What `text` says in YAML; raises _NotYaml."""
     try:
-        return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 (a SafeLoader)
+        return strict_yaml.load(text)
     except yaml.MarkedYAMLError as error:
         raise _NotYaml(error.problem or str(error), error.problem_mark) from error
-    except RecursionError as error:
-        raise _NotYaml("it is nested too deeply") from error
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # the latter from values like 2001-99-99
+    except yaml.YAMLError as error:
         raise _NotYaml(str(error)) from error
 
 
@@ -235,11 +223,33 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         place[last] = value
 
 
+_STUDIED = {"seed": "seeds", "strategy": "strategies", "order": "orders"}  # key -> what replaces it in a study
+
+
+def _check_effect(raw: dict[str, Any], override: str) -> None:
+    """Raise ScenarioError if a study lists what the override sets for all its runs: the list would win in silence."""
+    key, _, text = override.partition("=")
+    first, _, rest = key.partition(".")
+    listed = _STUDIED.get(first)
+    study = raw.get("study")
+    if listed is None or not isinstance(study, dict) or not study.get(listed):
+        return
+    if rest and first == "strategy":
+        instead = f"study.{listed}.0.{rest}={text}"
+    else:
+        instead = f"study.{listed}=[{{{rest}: {text}}}]" if rest else f"study.{listed}=[{text}]"
+    raise ScenarioError(
+        f"--set {override}: has no effect, since study.{listed} lists what the runs take; override that, for example "
+        f"--set {shlex.quote(instead)}."
+    )
+
+
 def _descend(override: str, place: Any, parents: list[str], key: str) -> Any:
     """What stands under `key` of the list or mapping `place`; a name alone becomes a mapping that can take keys."""
     inside: Any = _index(override, place, parents, key) if isinstance(place, list) else key
     found = place.setdefault(key, {}) if isinstance(place, dict) else place[inside]
-    if found is None or (isinstance(found, str) and (parents[-1:] in (["sites"], ["unseen"]) or key == "strategy")):
+    named = parents[-1:] in (["sites"], ["unseen"], ["strategies"]) or key == "strategy"
+    if found is None or (isinstance(found, str) and named):
         found = place[inside] = {} if found is None else {"name": found}
     if not isinstance(found, dict | list):
         raise ScenarioError(f"--set {override}: {key} has no keys of its own; replace it as a whole instead.")

@@ -16,6 +16,8 @@ from coordinator.store import Run
 from strategies.registry import UnknownStrategy, strategy_for
 from strategies.strategy import UnknownParameter
 
+NAME_LENGTH = 80  # of a run, in the store
+
 
 def begin(scenario: Scenario, home: Home, data: Path, command: str, *, source: str = "the scenario") -> str:
     """Check a scenario of a single run against what is installed and there, write the run down, return its name.
@@ -28,7 +30,7 @@ def begin(scenario: Scenario, home: Home, data: Path, command: str, *, source: s
         simulated_sites(scenario, data, home.folder, "cpu")
     except (UnknownStrategy, UnknownParameter, ValueError) as error:
         raise ScenarioError(f"{source}: {error}") from error
-    run = f"{scenario.name}-{plan.strategy.name}-s{plan.seed}-{secrets.token_hex(2)}"
+    run = _name(scenario)
     with home.store().transaction() as session:
         session.add(
             Run(
@@ -41,6 +43,12 @@ def begin(scenario: Scenario, home: Home, data: Path, command: str, *, source: s
             )
         )
     return run
+
+
+def _name(scenario: Scenario) -> str:
+    """A new run's name; the digits of chance keep runs apart, and so stay whole where a name is too long."""
+    tail = f"-s{scenario.seed}-{secrets.token_hex(4)}"
+    return f"{scenario.name}-{scenario.strategy.name}"[: NAME_LENGTH - len(tail)] + tail
 
 
 def check_device(device: str) -> None:

@@ -152,7 +152,7 @@ class Split(Record):
     val: Fraction = 0.15
     test: Fraction = 0.25
     group: Group = "case"
-    seed: int = 0  # not the run's seed: a study over seeds keeps its test cases
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # not the run's seed: a study over seeds keeps its test cases
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> Self:
@@ -193,7 +193,7 @@ class Plan(Record):
     network: NetworkChoice = NetworkChoice()
     training: Training = Training()
     split: Split = Split()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     sites: tuple[SiteName, ...]  # in visiting order
 
     def digest(self) -> str:

@@ -104,7 +104,7 @@ def run(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 def masked(line: str) -> str:
     line = re.sub(r"[\u2500-\u257f]+", " ", line)
-    line = re.sub(r"-s\d+-[0-9a-f]{4}\b", "-RUN", line)
+    line = re.sub(r"-s\d+-[0-9a-f]{8}\b", "-RUN", line)
     line = re.sub(r"\b[0-9a-f]{64}\b|\d+(?:[.:\-T+]\d+)*", "#", line)
     return " ".join(line.split())
 

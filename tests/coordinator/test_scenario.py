@@ -1,5 +1,6 @@
 """The scenario: the documented file works, and every mistake is one sentence with the file, the key and the remedy."""
 
+import shlex
 import string
 
 import numpy as np
@@ -193,6 +194,53 @@ def test_the_last_of_two_overrides_wins():
 )
 def test_a_wrong_override_is_explained(override, said):
     assert said in fault(override)
+
+
+STUDY = "study: {seeds: [1, 2], strategies: [finetune, {name: l2}], orders: [listed, {shuffle: 1}]}"
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("seed=3", "study.seeds=[3]"),
+        ("strategy=dropout", "study.strategies=[dropout]"),
+        ("strategy={name: l2, strength: 1}", "study.strategies=[{name: l2, strength: 1}]"),
+        ("strategy.strength=1", "study.strategies.0.strength=1"),
+        ("order=reversed", "study.orders=[reversed]"),
+        ("order.shuffle=3", "study.orders=[{shuffle: 3}]"),
+    ],
+)
+def test_an_override_that_a_study_would_hide_is_an_error_with_a_remedy_that_works(override, remedy):
+    more = STUDY if "." not in override else f"{STUDY}\norder: {{shuffle: 1}}"
+    said = fault(override, more=more)
+    key, _, _ = remedy.partition("=")
+    assert said.startswith(f"--set {override}: has no effect, since study.{key.split('.')[1]} lists ")
+    (_, word) = shlex.split(said[said.index("for example") :].removeprefix("for example ").removesuffix("."))
+    assert word == remedy
+    before, after = (list(small(*sets, more=more).runs()) for sets in ([], [remedy]))
+    assert before != after
+
+
+def test_an_override_counts_when_the_study_is_emptied_by_another():
+    (run,) = small("seed=3", "study.seeds=[]", more="study: {seeds: [1]}").runs()
+    assert run.seed == 3
+
+
+@pytest.mark.parametrize("key", ["seed", "split.seed", "study.seeds"])
+def test_seeds_have_32_bits(key):
+    value = "[{}]" if key == "study.seeds" else "{}"
+    small(f"{key}={value.format(2**32 - 1)}")
+    assert "should be less than 4294967296, not 4294967296." in fault(f"{key}={value.format(2**32)}")
+    assert "should be greater than or equal to 0, not -1." in fault(f"{key}={value.format(-1)}")
+
+
+def test_the_longest_names_make_a_run_that_the_store_can_hold(desk: Desk):
+    for site in "ab":
+        (desk.folder / site).mkdir()
+    scenario = small(f"name={'x' * 40}", "strategy=joint-fedavg", f"seed={2**32 - 1}")
+    names = {begin(scenario, desk.home, desk.folder, "locum") for _ in range(50)}
+    assert len(names) == 50
+    assert all(len(name) <= 80 and name.startswith("x" * 40 + "-joint-fedavg-s4294967295-") for name in names)
 
 
 # Mistakes
