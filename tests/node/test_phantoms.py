@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from node.data.source import Scan, Source, Unreadable
-from node.phantoms import APPEARANCES, TASKS, PhantomSource, write_phantoms
+from node.phantoms import APPEARANCES, TASKS, PhantomSource, check_phantom, write_phantoms
 from node.phantoms.anatomy import Array, Grid
 from protos.plan import PhantomSite, Task
 
