@@ -24,6 +24,11 @@ class Home:
         """The folder of a run's report."""
         return self.folder / "runs" / run
 
+    @property
+    def nodes_log(self) -> Path:
+        """The file that the simulated nodes log to; it may not exist."""
+        return self.folder / "nodes" / "nodes.log"
+
     def store(self) -> Store:
         """The coordinator's store, brought to the newest schema."""
         return open_store(self.database)

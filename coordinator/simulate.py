@@ -2,7 +2,12 @@
 
 import importlib.metadata
 import logging
+import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -79,5 +84,52 @@ def carry_out(run: str, home: Home, *, device: str, listener: Listener) -> None:
         run_config={"run": run, "home": str(home.folder), "database": home.database, "in-flight": 1},
     )
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its line per round would tear the progress bars
-    with alone(home, run), server.listening(listener):
+    with alone(home, run), _nodes_logging_to(home.nodes_log), server.listening(listener):
         server.app(InProcessGrid(sites, listener), context)
+
+
+@contextmanager
+def _nodes_logging_to(path: Path) -> Iterator[None]:
+    """What the nodes log goes to the file at `path`, tracebacks included; a warning is a line on standard error too.
+
+    An error is not: the run's own failure follows it, whose fixed sentence holds no text of a site's.
+    """
+    short = logging.StreamHandler()
+    short.setFormatter(_OneLine())
+    short.addFilter(lambda record: record.levelno < logging.ERROR)
+    full = _PrivateFile(path, delay=True)
+    full.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("locum.node", "node")]
+    for logger in loggers:
+        logger.addHandler(short)
+        logger.addHandler(full)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(short)
+            logger.removeHandler(full)
+        full.close()
+
+
+class _OneLine(logging.Formatter):
+    """The message alone."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage()
+
+
+class _PrivateFile(logging.FileHandler):
+    """A log that only its owner may read: tracebacks can hold data. Its folder is made when something is logged."""
+
+    def _open(self) -> TextIOWrapper:
+        path = Path(self.baseFilename)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a", encoding="utf-8", opener=partial(os.open, mode=0o600))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # a full disk must not change what a node answers
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Say nothing: the run's failure is told all the same."""

@@ -36,7 +36,7 @@ from protos.refusals import OtherVersion, Refusal, RefusalCode
 
 _log = logging.getLogger("locum.node.guard")
 
-_FAILURES = frozenset({RefusalCode.EXCEPTION, RefusalCode.ERROR_REPLY, RefusalCode.SITE_DATA})
+_FAILURES = frozenset({RefusalCode.EXCEPTION, RefusalCode.ERROR_REPLY, RefusalCode.SITE_DATA, RefusalCode.DIVERGED})
 # Only these names leave: the name of a class that a strategy made could carry data.
 _EXCEPTIONS = tuple(
     kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, BaseException)
@@ -59,8 +59,8 @@ def make_guard(declare: Declare) -> Mod:
     """Return the guard as a Flower mod, which must be the first of the ClientApp's mods.
 
     `declare` is trusted: it runs before the site's data are touched and decides what may leave. Work behind the guard
-    may raise Refusal with SITE_DATA when the site's own data are at fault; of any other exception only the type's name
-    leaves, and only if it is one of Python's own.
+    may raise Refusal with SITE_DATA when the site's own data are at fault, and FloatingPointError when training
+    diverges; of any other exception only the type's name leaves, and only if it is one of Python's own.
     """
 
     def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -208,6 +208,9 @@ def _work(call_next: ClientAppCallable, message: Message, context: Context) -> o
         if type(error) is Refusal and error.code is RefusalCode.SITE_DATA:
             _log.error("The site's data cannot be used: %s", error.detail)
             failure = Refusal(RefusalCode.SITE_DATA, "The site's data cannot be used; the node's log says why.")
+        elif type(error) is FloatingPointError:  # a class that a strategy made of it tells nothing
+            _log.exception("Training diverged: its loss is no longer finite.")
+            failure = Refusal(RefusalCode.DIVERGED, "The loss is no longer finite; the node's log says at which step.")
         else:
             _log.exception("The work behind the guard was ended by an exception.")
             failure = _Raised(error)

@@ -36,6 +36,7 @@ class RefusalCode(IntEnum):
     LEDGER = 1034
     SETTINGS = 1035
     GUARD = 1036
+    DIVERGED = 1037
 
 
 _SENTENCES = MappingProxyType(
@@ -66,6 +67,8 @@ _SENTENCES = MappingProxyType(
         RefusalCode.LEDGER: "The node could not write its ledger, so nothing may cross; see to its disk and database.",
         RefusalCode.SETTINGS: "The node's own settings or database cannot be read; see the node's log.",
         RefusalCode.GUARD: "The node's guard failed, so nothing may cross; this is a fault in Locum, please report it.",
+        RefusalCode.DIVERGED: "Training diverged at the site: its loss is no longer finite; a smaller training.lr may "
+        "help.",
     }
 )
 
