@@ -36,22 +36,53 @@ def check(
     group: Annotated[
         str | None, typer.Option(help="Regular expression whose group is the patient in a case's name.")
     ] = None,
-    split_seed: Annotated[int, typer.Option(help="The scenario's split.seed.")] = 0,
+    split_seed: Annotated[int | None, typer.Option(help="The scenario's split.seed. Default: 0.")] = None,
     unseen: Annotated[bool, typer.Option("--unseen", help="The site is only scored: all its cases are tests.")] = False,
+    scenario: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Take all of this from a scenario instead, for --site.")
+    ] = None,
+    site: Annotated[str | None, typer.Option(metavar="NAME", help="The site's name in the scenario.")] = None,
 ) -> None:
     """Examine a site's folder before any run. Exit status 1 if anything would spoil training."""
+    if scenario is not None or site is not None:
+        told = {"classes": classes, "dims": dims, "channels": channels, "labels": labels, "group": group}
+        told |= {"split-seed": split_seed, "unseen": unseen or None}
+        given = [f"--{name}" for name, value in told.items() if value is not None]
+        raise typer.Exit(_check_for_scenario(folder, scenario, site, given))
+
     from pydantic import ValidationError
 
     from node.data.check import run_check
     from protos.plan import GroupByPattern, Split
 
     try:
-        split = Split(group="case" if group is None else GroupByPattern(pattern=group), seed=split_seed)
+        split = Split(group="case" if group is None else GroupByPattern(pattern=group), seed=split_seed or 0)
     except ValidationError as error:
-        typer.echo(f"locum-node: --group: {error.errors()[0]['msg'].removeprefix('Value error, ')}.", err=True)
-        raise typer.Exit(2) from error
+        raise _wrong_usage(f"--group: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from error
     status = run_check(folder, classes=classes, dims=dims, channels=channels, labels=labels, split=split, unseen=unseen)
     raise typer.Exit(status)
+
+
+def _check_for_scenario(folder: Path, scenario: Path | None, site: str | None, given: Sequence[str]) -> int:
+    """The check with what a scenario says; `given` are the options that say it otherwise."""
+    from node.data.check import run_scenario_check
+    from node.data.excerpt import ScenarioFault, read_excerpt
+
+    if scenario is None or site is None:
+        raise _wrong_usage("--scenario and --site: give both, a file and the name of a site in it, or neither.")
+    if given:
+        raise _wrong_usage(f"{given[0]}: the scenario says that itself; leave out the option or --scenario.")
+    try:
+        excerpt = read_excerpt(scenario, site)
+    except ScenarioFault as fault:
+        raise _wrong_usage(str(fault)) from fault
+    return run_scenario_check(folder, excerpt)
+
+
+def _wrong_usage(sentence: str) -> typer.Exit:
+    """Say what is wrong; to be raised."""
+    typer.echo(f"locum-node: {sentence}", err=True)
+    return typer.Exit(2)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from node.data.excerpt import Excerpt
 from node.data.layouts import FolderSource
 from node.data.pairing import find_cases
 from node.data.readers import stored_channels
@@ -110,7 +111,7 @@ def examine(
         classes=classes,
         left_out=source.problems,
         unreadable=tuple(unreadable),
-        duplicates=tuple(_duplicates(twins.values(), source.patient)),
+        duplicates=tuple(_duplicates(twins.values(), source.patient, parts)),
         empty_parts=tuple(_empty_parts(parts, source.split, unseen)),
         absent_classes=tuple(_absent(classes)),
     )
@@ -163,6 +164,7 @@ def run_check(
     Returns the exit status: 0 when the site is ready, 1 when something would spoil training, 2 for a wrong option.
     """
     console = console or Console()
+    folder = _resolved(folder)
     try:
         mapping = _parse_labels(labels)
         task = Task.model_validate(_described(folder, classes, dims, channels, mapping))
@@ -170,22 +172,44 @@ def run_check(
         detail = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
         console.print(Text(f"The options do not describe a task: {detail}."), soft_wrap=True)
         return 2
-    settings = SiteSettings(name="site", home=folder, data=folder, labels=mapping)
-    source = FolderSource(settings, task, split or Split())
-    examination = _with_progress(source, unseen, console)
+    excerpt = Excerpt(task=task, split=split or Split(), labels=mapping, unseen=unseen)
+    examination = _with_progress(folder, excerpt, console)
     if classes is None and mapping is None:
         examination = _as_inferred(examination)
     print_examination(examination, console)
     return 0 if examination.ok else 1
 
 
-def _duplicates(groups: Iterable[list[str]], patient: Callable[[str], str]) -> Iterable[Problem]:
+def run_scenario_check(folder: Path, excerpt: Excerpt, *, console: Console | None = None) -> int:
+    """Examine a site's folder as a scenario's run will use it; prints and returns what `run_check` does."""
+    console = console or Console()
+    examination = _with_progress(_resolved(folder), excerpt, console)
+    print_examination(examination, console)
+    return 0 if examination.ok else 1
+
+
+def _resolved(folder: Path) -> Path:
+    """The folder with a name that sentences can use, which `.` has not."""
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError):  # links in a circle: to be called no folder
+        return folder
+
+
+def _duplicates(
+    groups: Iterable[list[str]], patient: Callable[[str], str], parts: Mapping[Part, tuple[str, ...]]
+) -> Iterable[Problem]:
     for names in groups:
         if len(names) < 2:
             continue
-        leak = len({patient(name) for name in names}) > 1
-        danger = "under different patients, so it may be trained on and tested on; " if leak else ""
-        yield Problem(names[0], f"{', '.join(names)} are the same image, {danger}keep one of them.", spoils=False)
+        apart = [part for part, cases in parts.items() if not set(cases).isdisjoint(names)]
+        danger = ""
+        if len(apart) > 1:  # never of one patient, whose cases are all in one part
+            danger = f" under different patients and in different parts ({', '.join(apart)}), so scores would be false"
+        elif len({patient(name) for name in names}) > 1:
+            danger = f" under different patients, which only chance put into one part ({apart[0]})"
+        sentence = f"{', '.join(names)} are the same image{danger}; keep one of them."
+        yield Problem(names[0], sentence, spoils=len(apart) > 1)
 
 
 def _empty_parts(parts: Mapping[Part, tuple[str, ...]], split: Split, unseen: bool) -> Iterable[Problem]:
@@ -243,22 +267,24 @@ def _absent(classes: tuple[ClassFound, ...]) -> Iterable[Problem]:
 
 
 def _as_inferred(examination: SiteExamination) -> SiteExamination:
-    """Without declared classes: end with the highest value that occurs, and ask when values leave wide gaps."""
+    """Without declared classes: keep those that occur, and ask when their values leave wide gaps."""
     present = [number for number, found in enumerate(examination.classes) if found.cases]
     top = max(present, default=0)
-    classes = examination.classes[: top + 1]
-    absent = tuple(_absent(classes))
+    absent = tuple(_absent(examination.classes[: top + 1]))
     if present and top >= 2 * len(present):
         values = ", ".join(map(str, present))
         sentence = (
             f"The labels hold the values {values}, which do not look like class numbers; say what they mean, "
-            f"here with --labels '{top}=structure', in a scenario with labels: {{{top}: structure}}."
+            f"in a scenario with labels: {{{top}: structure}}, here with --labels '{top}=structure'."
         )
         absent = (Problem("labels", sentence),)
+    classes = tuple(examination.classes[number] for number in present)
     return replace(examination, classes=classes, absent_classes=absent)
 
 
-def _with_progress(source: FolderSource, unseen: bool, console: Console) -> SiteExamination:
+def _with_progress(folder: Path, excerpt: Excerpt, console: Console) -> SiteExamination:
+    settings = SiteSettings(name="site", home=folder, data=folder, labels=excerpt.labels)
+    source = FolderSource(settings, excerpt.task, excerpt.split)
     begun = time.monotonic()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("looking at cases", visible=False)
@@ -267,4 +293,4 @@ def _with_progress(source: FolderSource, unseen: bool, console: Console) -> Site
             slow = time.monotonic() - begun > QUIET_SECONDS
             progress.update(task, completed=done, total=total, visible=slow)
 
-        return examine(source, unseen=unseen, on_case=on_case)
+        return examine(source, unseen=excerpt.unseen, on_case=on_case)

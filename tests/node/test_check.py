@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from node.data.check import examine, run_check
 from node.data.layouts import FolderSource
+from node.data.splits import split_cases
 from node.settings import SiteSettings
 from protos.plan import GroupByPattern, Split, Task
 
@@ -102,17 +104,33 @@ def test_one_bad_case_spoils_and_the_others_still_count(folder, spoil):
     assert "/p0_0." in text
 
 
-def test_duplicates_are_doubtful_and_a_leak_is_said(folder):
+def test_the_same_image_in_two_parts_spoils(folder):
+    split = Split(train=0.5, val=0, test=0.5)
+    parts = split_cases(source(folder).names, source(folder).patient, split)
+    first, second = sorted((parts["train"][0], parts["test"][0]))
+    image = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
+    for name in (first, second):
+        case(folder, name, image=image)
+    status, text = check(folder, split=split)
+    assert status == 1
+    assert (
+        f"spoils training: {first}, {second} are the same image under different patients and in different parts "
+        "(train, test), so scores would be false; keep one of them." in text
+    )
+    assert check(folder, split=split, unseen=True)[0] == 0  # all are tests there
+
+
+def test_the_same_image_in_one_part_is_doubtful(folder):
     image = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
     mask = RNG.integers(0, 2, (6, 8), dtype=np.uint8)
     case(folder, "p0_0", mask, image)
     case(folder, "p0_1", mask, image)
-    status, text = check(folder)
-    assert status == 0
-    assert "doubtful: p0_0, p0_1 are the same image, under different patients" in text
+    examination = examine(source(folder, Split(train=0, val=0, test=1)))
+    assert [problem.spoils for problem in examination.duplicates] == [False]
+    assert "under different patients, which only chance put into one part (test)" in examination.duplicates[0].sentence
     examination = examine(source(folder, Split(group=GroupByPattern(pattern=r"^(p\d+)_"))))
     assert [problem.spoils for problem in examination.duplicates] == [False]
-    assert "different patients" not in examination.duplicates[0].sentence
+    assert examination.duplicates[0].sentence == "p0_0, p0_1 are the same image; keep one of them."
 
 
 def test_coded_masks_need_a_mapping(tmp_path):
@@ -120,7 +138,11 @@ def test_coded_masks_need_a_mapping(tmp_path):
         case(tmp_path, f"c{number}", RNG.integers(0, 2, (6, 8), dtype=np.uint8) * 255)
     status, text = check(tmp_path)
     assert status == 1
-    assert "--labels '255=structure'" in text
+    assert text.splitlines()[-2].endswith("here with --labels '255=structure'.")
+    assert re.findall(r"^ (\d+) +(\d+) +12 ", text, re.M) == [
+        ("0", "0"),
+        ("255", "255"),
+    ]  # no row for what is not there
     assert check(tmp_path, classes="background,nucleus")[0] == 1
     status, text = check(tmp_path, labels="255=nucleus")
     assert status == 0
@@ -131,6 +153,7 @@ def test_a_class_that_never_occurs_is_doubtful(folder):
     status, text = check(folder, classes="background,nucleus,lesion")
     assert status == 0
     assert "No label holds lesion" in text
+    assert re.search(r"^ lesion +2 +0 ", text, re.M)  # the row of a declared class stays
 
 
 def test_empty_sites_and_empty_parts(tmp_path, folder):
@@ -144,6 +167,30 @@ def test_empty_sites_and_empty_parts(tmp_path, folder):
     assert "No case falls to" in text
     assert check(folder, unseen=True)[0] == 0
     assert check(folder, split=Split(train=0.5, val=0.5, test=0))[0] == 1
+
+
+@pytest.mark.parametrize("spoil", ["empty", "gone", "unreadable"])
+def test_a_site_without_labels_is_not_told_what_they_hold(folder, spoil):
+    for path in (folder / "labels").iterdir():
+        if spoil == "unreadable":
+            path.write_bytes(b"text")
+        else:
+            path.unlink()
+    if spoil == "gone":
+        (folder / "labels").rmdir()
+    status, text = check(folder)
+    assert status == 1
+    assert "The labels hold" not in text
+    assert "No label holds" not in text
+    assert "0 usable cases" in text
+
+
+def test_the_folder_where_one_stands_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "north").mkdir()
+    monkeypatch.chdir(tmp_path / "north")
+    assert "spoils training: north has neither images/ and labels/" in check(Path())[1]
+    (tmp_path / "loop").symlink_to("loop")
+    assert "loop is no folder" in check(tmp_path / "loop")[1]
 
 
 @pytest.mark.parametrize(
