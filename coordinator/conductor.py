@@ -5,22 +5,23 @@ randomness and no state lives here that a fresh process could not read back.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flwr.serverapp import Grid
 from safetensors.torch import load, save
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from coordinator.averaging import average
 from coordinator.events import Listener
 from coordinator.exchange import Answer, Exchange, Question, SiteFailure, bytes_by_kind
 from coordinator.scenario import Scenario
-from coordinator.store import Run, ScoreRow, StopRow, Store
+from coordinator.store import SETTLED, Run, ScoreRow, StopRow, Store
 from coordinator.vault import Vault
 from protos.handover import Handover, HandoverSchema, Kind
 from protos.messages import DESCRIBE, SCORE, VISIT, Request
-from strategies.gathering import Gathering, Reply, Stop
+from strategies.gathering import Ask, Gathering, Reply, Stop
 from strategies.registry import strategy_for
 
 # site -> "sent" (to the site) or "received" (from it) -> kind -> bytes
@@ -56,14 +57,18 @@ class Conductor:
 
         Raises VisitFailed when a site refuses or fails; everything before is committed.
         """
-        self._set_status("running")
         stops = self._strategy.itinerary()
+        if self._status() == "done":
+            self._listener.run_began(self._run, len(stops), len(stops))
+            self._listener.run_ended(self._run, "done")
+            return "done"
+        self._set_status("running")
         status = {row.index: row.status for row in self._rows(stops)}
-        settled = sum(state in ("done", "skipped") for state in status.values())
-        self._listener.run_began(self._run, len(stops), settled)
-        samples = self._describe(any(len(stop.sites) > 1 for stop in stops))
+        open_stops = [stop for stop in stops if status[stop.index] not in SETTLED]
+        self._listener.run_began(self._run, len(stops), len(stops) - len(open_stops))
+        samples = self._describe(open_stops, fresh=len(open_stops) == len(stops))
         for stop in stops:
-            if status[stop.index] not in ("done", "skipped"):
+            if stop in open_stops:
                 self._make(stop, samples)
             if status[stop.index] != "skipped":
                 self._score(stop)
@@ -93,17 +98,28 @@ class Conductor:
                 session.add_all(rows)
         return rows
 
-    def _describe(self, with_samples: bool) -> dict[str, int]:
-        """Ask every site what it has, so that a site that is not there is known before hours of training."""
+    def _describe(self, open_stops: list[Stop], fresh: bool) -> dict[str, int]:
+        """Ask every site what it has, so that one without usable cases is known before hours of training.
+
+        A run that goes on can do without a site that none of its open stops needs: its scores will be missing.
+        Returns the training samples of the sites at which the rounds of a stop are dealt out.
+        """
+        visited = {site for stop in open_stops for site in stop.sites}
+        dealt = {site for stop in open_stops if stop.action != "visit" for site in stop.sites}
         samples = {}
-        questions = (
-            Question(DESCRIBE, self._request(site, 0, args={"samples": int(with_samples and site not in self._unseen)}))
-            for site in self._columns
-        )
-        for answer in self._exchange.ask(questions):
-            if isinstance(answer, SiteFailure):
-                raise self._failed(None, answer)
-            samples[answer.site] = int(answer.metrics.get("samples", 0))
+
+        def questions() -> Iterator[Question]:
+            for site in self._columns:
+                self._listener.describing(site)
+                yield Question(DESCRIBE, self._request(site, 0, args={"samples": int(site in dealt)}))
+
+        for answer in self._exchange.ask(questions()):
+            found = _short_of_cases(answer, answer.site in visited)
+            if isinstance(found, SiteFailure):
+                if fresh or found.site in visited:
+                    raise self._failed(None, found)
+            else:
+                samples[found.site] = int(found.metrics.get("samples", 0))
         return samples
 
     def _make(self, stop: Stop, samples: Mapping[str, int]) -> None:
@@ -111,21 +127,27 @@ class Conductor:
         with self._store.transaction() as session:
             row = session.get_one(StopRow, (self._run, stop.index))
             row.status, row.error = "running", None
+            if row.samples != (dealt := {site: samples[site] for site in stop.sites}):
+                # rounds that were dealt out among other samples cannot go on: the stop begins anew
+                row.samples, row.rounds_done, row.rounds_state = dealt, 0, None
             rounds_done, state, traffic = row.rounds_done, row.rounds_state, dict(row.traffic)
-            earlier_seconds = row.seconds
-        gathering = self._strategy.gather(stop, self._arriving(stop), samples, average)
+            self._count_time(session)
+        handover, first = self._arriving(stop)
+        gathering = self._strategy.gather(stop, handover, samples, average)
         if state is not None:
             gathering.restore(load(self._vault.get(state)))
         self._listener.stop_began(stop.index, stop.sites, gathering.rounds, rounds_done)
         metrics: dict[str, Any] = {}
-        expects = self._expected(stop.action)
+        rounds_kept = max(1, self._plan.training.checkpoint_every // gathering.steps_per_round)
         for number in range(rounds_done, gathering.rounds):
-            gathering.receive(
-                number, self._replies(stop, number, gathering, expects=expects, traffic=traffic, metrics=metrics)
+            asked = (
+                (ask, self._request(site, stop.index, round=number, action=stop.action, args=ask.args, first=first))
+                for site, ask in gathering.asks(number)
             )
+            gathering.receive(number, self._replies(stop, asked, traffic=traffic, metrics=metrics))
             if gathering.rounds > 1:
                 self._listener.stepped(stop.index, "", number + 1, gathering.rounds, _mean_loss(metrics))
-                if (number + 1) % self._plan.training.checkpoint_every == 0 and number + 1 < gathering.rounds:
+                if (number + 1) % rounds_kept == 0 and number + 1 < gathering.rounds:
                     state = self._keep_round(stop, number + 1, gathering, state, traffic)
         handover = gathering.result()
         artifact = self._vault.put(handover.to_bytes())
@@ -134,9 +156,8 @@ class Conductor:
             row.status, row.artifact = "done", artifact
             row.weights_sha256 = handover.digest(Kind.WEIGHTS).hex()
             row.metrics, row.traffic = metrics, traffic
-            row.seconds = earlier_seconds + time.monotonic() - began
             row.rounds_done, row.rounds_state = gathering.rounds, None
-            self._count_time(session)
+            row.seconds += self._count_time(session)
         if state is not None:
             self._vault.discard(state)
         self._listener.stop_ended(stop.index, stop.sites, time.monotonic() - began)
@@ -144,20 +165,18 @@ class Conductor:
     def _replies(
         self,
         stop: Stop,
-        number: int,
-        gathering: Gathering,
+        asked: Iterable[tuple[Ask, Request]],
         *,
-        expects: HandoverSchema | None,
         traffic: Traffic,
         metrics: dict[str, Any],
     ) -> Iterator[Reply]:
         """Ask the sites of one round and yield what they return, in the strategy's order."""
+        expects = self._expected(stop.action)
         sent: dict[str, dict[str, int]] = {}
 
         def questions() -> Iterator[Question]:
-            for site, ask in gathering.asks(number):
-                sent[site] = bytes_by_kind(ask.handover)
-                request = self._request(site, stop.index, round=number, action=stop.action, args=dict(ask.args))
+            for ask, request in asked:
+                sent[request.site] = bytes_by_kind(ask.handover)
                 yield Question(VISIT, request, ask.handover, expects)
 
         for answer in self._exchange.ask(questions()):
@@ -175,22 +194,25 @@ class Conductor:
         with self._store.transaction() as session:
             row = session.get_one(StopRow, (self._run, stop.index))
             row.rounds_done, row.rounds_state, row.traffic = done, state, traffic
-            self._count_time(session)
+            row.seconds += self._count_time(session)
         if previous is not None and previous != state:
             self._vault.discard(previous)
         return state
 
-    def _arriving(self, stop: Stop) -> Handover:
-        """The handover the model arrives with; a skipped stop passes on the one that it would have got."""
+    def _arriving(self, stop: Stop) -> tuple[Handover, bool]:
+        """The handover the model arrives with, and whether it is the first one, before any visit.
+
+        A skipped stop passes on the handover that it would have got.
+        """
         before = stop.follows
         with self._store.transaction() as session:
             while before is not None:
                 row = session.get_one(StopRow, (self._run, before))
                 if row.status != "skipped":
                     assert row.artifact is not None  # stops are made in order
-                    return Handover.from_bytes(self._vault.get(row.artifact))
+                    return Handover.from_bytes(self._vault.get(row.artifact)), False
                 before = row.follows
-        return self._strategy.first_handover()
+        return self._strategy.first_handover(), True
 
     def _expected(self, action: str) -> HandoverSchema | None:
         """What a site must return; computed once per action, since it takes building a network."""
@@ -225,33 +247,44 @@ class Conductor:
         assert artifact is not None  # only done stops are scored
         handover = self._strategy.for_scoring(Handover.from_bytes(self._vault.get(artifact)))
         sent = bytes_by_kind(handover)
-        questions = (Question(SCORE, self._request(site, stop.index), handover) for site in asked)
-        for answer in self._exchange.ask(questions):
+
+        def questions() -> Iterator[Question]:
+            for site in asked:
+                self._listener.scoring(stop.index, site)
+                yield Question(SCORE, self._request(site, stop.index), handover)
+
+        for answer in self._exchange.ask(questions()):
             with self._store.transaction() as session:
-                if isinstance(answer, SiteFailure):
-                    row = ScoreRow(
-                        run_id=self._run,
-                        stop=stop.index,
-                        site=answer.site,
-                        metrics=None,
-                        traffic={},
-                        error={"code": answer.code, "sentence": answer.sentence},
-                    )
-                else:
-                    traffic: Traffic = {}
-                    _count(traffic, answer, sent)
-                    row = ScoreRow(
-                        run_id=self._run,
-                        stop=stop.index,
-                        site=answer.site,
-                        metrics=dict(answer.metrics),
-                        traffic=traffic[answer.site],
-                        error=None,
-                    )
-                session.merge(row)
+                found = self._with_the_same_cases(session, answer)
+                session.merge(self._score_row(stop, found, sent))
                 self._count_time(session)
-            dsc = None if isinstance(answer, SiteFailure) else answer.metrics.get("dsc")
+            dsc = None if isinstance(found, SiteFailure) else found.metrics.get("dsc")
             self._listener.scored(stop.index, answer.site, dsc)
+
+    def _with_the_same_cases(self, session: Session, answer: Answer | SiteFailure) -> Answer | SiteFailure:
+        """A column of the matrix is over the same test cases from top to bottom, or the new score does not count."""
+        earlier = session.scalars(
+            select(ScoreRow.metrics)
+            .where(ScoreRow.run_id == self._run, ScoreRow.site == answer.site, ScoreRow.error.is_(None))
+            .limit(1)
+        ).first()
+        if isinstance(answer, Answer) and earlier and earlier.get("cases") != answer.metrics.get("cases"):
+            sentence = (
+                f"it scored {answer.metrics.get('cases')} test cases, and {earlier.get('cases')} earlier in this run; "
+                "bring its data back to what they were and resume the run."
+            )
+            return SiteFailure(answer.site, "DATA_CHANGED", sentence)
+        return answer
+
+    def _score_row(self, stop: Stop, answer: Answer | SiteFailure, sent: Mapping[str, int]) -> ScoreRow:
+        row = ScoreRow(run_id=self._run, stop=stop.index, site=answer.site, metrics=None, traffic={}, error=None)
+        if isinstance(answer, SiteFailure):
+            row.error = {"code": answer.code, "sentence": answer.sentence}
+        else:
+            traffic: Traffic = {}
+            _count(traffic, answer, sent)
+            row.metrics, row.traffic = dict(answer.metrics), traffic[answer.site]
+        return row
 
     def _copy_score(self, site: str, source: int, stop: int) -> None:
         """A site that still uses its model of an earlier stop still has that stop's score."""
@@ -272,6 +305,7 @@ class Conductor:
         round: int = 0,
         action: str = "visit",
         args: Mapping[str, int | float] | None = None,
+        first: bool = False,
     ) -> Request:
         return Request(
             run=self._run,
@@ -279,6 +313,7 @@ class Conductor:
             round=round,
             action=action,
             site=site,
+            first=first,
             unseen=site in self._unseen,
             plan=self._plan,
             args=dict(args or {}),
@@ -305,16 +340,31 @@ class Conductor:
             )
         return "incomplete" if skipped or unscored else "done"
 
+    def _status(self) -> str:
+        with self._store.transaction() as session:
+            return session.get_one(Run, self._run).status
+
     def _set_status(self, status: str) -> None:
         with self._store.transaction() as session:
             session.execute(update(Run).where(Run.id == self._run).values(status=status))
             self._count_time(session)
 
-    def _count_time(self, session: Any) -> None:
-        """Add the time since the last commit to the run's seconds, within a transaction that is open anyway."""
-        now = time.monotonic()
-        session.execute(update(Run).where(Run.id == self._run).values(seconds=Run.seconds + now - self._clock))
-        self._clock = now
+    def _count_time(self, session: Session) -> float:
+        """Add the time since the last commit to the run's, within a transaction that is open anyway; return it."""
+        elapsed = time.monotonic() - self._clock
+        session.execute(update(Run).where(Run.id == self._run).values(seconds=Run.seconds + elapsed))
+        self._clock += elapsed
+        return elapsed
+
+
+def _short_of_cases(answer: Answer | SiteFailure, visited: bool) -> Answer | SiteFailure:
+    """A site that has nothing to train on, or nothing to score on, is as useless as one that does not answer."""
+    if isinstance(answer, Answer):
+        for part in ("train", "test") if visited else ("test",):
+            if not answer.metrics.get(part):
+                sentence = f"no case falls to its {part} part; add cases, or change split.{part} or split.seed."
+                return SiteFailure(answer.site, "SITE_DATA", sentence)
+    return answer
 
 
 def _count(traffic: Traffic, answer: Answer, sent: Mapping[str, int]) -> None:

@@ -5,7 +5,7 @@ reference that could not cross a network. Two of Flower's private names are used
 which a ServerApp cannot make a message, and the metadata's message id, which otherwise the SuperLink sets.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -22,25 +22,33 @@ from coordinator.events import Listener
 from coordinator.scenario import Scenario, ScenarioError
 from node import progress
 from node.app import app
+from node.phantoms import check_phantom
 from node.settings import SiteSettings
 
 COORDINATOR = 1  # Flower's own number for the SuperLink's side
 
 
-def simulated_sites(scenario: Scenario, data: Path, home: Path, device: str) -> list[SiteSettings]:
+def simulated_sites(
+    scenario: Scenario, data: Path, home: Path, device: str, *, may_be_gone: Collection[str] = ()
+) -> list[SiteSettings]:
     """The settings of every site's node: its own folder below `home`, its data below `data` or a phantom.
 
-    Raises ScenarioError, naming the site, when its folder does not exist.
+    Raises ScenarioError, naming the site, when its folder does not exist or its phantom does not fit the task; a site
+    of `may_be_gone` without a folder gets no node instead.
     """
     sites = []
     for entry in (*scenario.sites, *scenario.unseen):
         folder = None if entry.phantom else data / (entry.path or entry.name)
         if folder is not None and not folder.is_dir():
+            if entry.name in may_be_gone:
+                continue
             raise ScenarioError(
                 f"site {entry.name}: there is no folder {folder}; name the data folder with --data, or give the "
                 "site a path in the scenario."
             )
         try:
+            if entry.phantom is not None:
+                check_phantom(entry.phantom, scenario.task)
             settings = SiteSettings(
                 name=entry.name,
                 home=home / "nodes" / entry.name,
@@ -52,6 +60,8 @@ def simulated_sites(scenario: Scenario, data: Path, home: Path, device: str) -> 
             )
         except ValidationError as error:
             raise ScenarioError(f"site {entry.name}: {error.errors()[0]['msg']}.") from error
+        except ValueError as error:
+            raise ScenarioError(f"site {entry.name}: {error}") from error
         sites.append(settings)
     return sites
 

@@ -16,7 +16,8 @@ def summarise(run: Run) -> RunSummary:
     unseen = tuple(site.name for site in scenario.unseen)
     columns = (*plan.sites, *unseen)
     scores = {(row.stop, row.site): row.metrics for row in run.scores}
-    scored = [stop for stop in run.stops if stop.status == "done" and any(s == stop.index for s, _ in scores)]
+    rows = {row.stop for row in run.scores}
+    scored = [stop for stop in run.stops if stop.status == "done" and stop.index in rows]
     classes = range(1, len(plan.task.classes))
 
     def grid(key: str, missing: float) -> list[list[float]]:

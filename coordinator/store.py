@@ -25,6 +25,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 REVISION = "0001"  # the newest migration; a test holds it to Alembic's own answer
 
+SETTLED = ("done", "skipped")  # stops that a run does not come back to
+
 RunStatus = Literal["running", "done", "incomplete", "failed"]
 StopStatus = Literal["pending", "running", "done", "failed", "skipped"]
 
@@ -48,6 +50,7 @@ class Run(Base):
     status: Mapped[str] = mapped_column(String(16), default="running")  # RunStatus
     created: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
     seconds: Mapped[float] = mapped_column(default=0.0)  # of work, over all resumptions
+    device: Mapped[str] = mapped_column(String(32), default="cpu")  # of the simulated nodes; bits depend on it
     software: Mapped[str] = mapped_column(String(40))
     command: Mapped[str]  # makes the same run again
     stops: Mapped[list["StopRow"]] = relationship(order_by="StopRow.index", cascade="all, delete-orphan")
@@ -78,6 +81,7 @@ class StopRow(Base):
     # Within a stop of many rounds: where to go on after a crash.
     rounds_done: Mapped[int] = mapped_column(default=0)
     rounds_state: Mapped[str | None] = mapped_column(String(64))  # vault address
+    samples: Mapped[dict[str, Any] | None]  # site -> training samples, which the rounds were dealt out by
 
 
 class ScoreRow(Base):

@@ -59,7 +59,6 @@ def visit(message: Message, context: Context) -> Message:
     data = _site_data(settings, request)
     train = _samples(data, "train")
     strategy = installed(request.plan)
-    torch.set_num_threads(request.plan.training.threads)
     departure = strategy.visit(
         Visit(
             action=request.action,
@@ -72,7 +71,8 @@ def visit(message: Message, context: Context) -> Message:
             report=lambda step, steps, scalars: progress.report(
                 progress.Step(request.run, request.stop, request.site, step, steps, scalars)
             ),
-            checkpoint=checkpoints.VisitCheckpoint(settings.home, request),
+            checkpoint=checkpoints.VisitCheckpoint(settings.home, request, data.fingerprint("train")),
+            first=request.first,
         )
     )
     return Message(pack_reply(request, departure.handover, departure.metrics), reply_to=message)
@@ -85,7 +85,6 @@ def score(message: Message, context: Context) -> Message:
     assert handover is not None  # the guard has checked
     checkpoints.forget(settings.home, request.run, request.stop)
     data = _site_data(settings, request)
-    torch.set_num_threads(request.plan.training.threads)
     predict = installed(request.plan).predictor(handover, torch.device(settings.device))
     try:
         with torch.inference_mode():
@@ -103,7 +102,10 @@ def score(message: Message, context: Context) -> Message:
 
 
 def _open(message: Message, context: Context) -> tuple[SiteSettings, Request, Handover | None]:
-    return SiteSettings.of(context.node_config), read_request(message.content), read_handover(message.content)
+    request = read_request(message.content)
+    # Before any image is prepared: sums over many values depend on the number of threads in their last bit.
+    torch.set_num_threads(request.plan.training.threads)
+    return SiteSettings.of(context.node_config), request, read_handover(message.content)
 
 
 def _samples(data: SiteData, part: Literal["train", "val"]) -> SiteSamples:

@@ -14,20 +14,23 @@ from protos.messages import Request
 
 
 class VisitCheckpoint:
-    """The checkpoint of one visit (one round of one stop of one run), below the node's home."""
+    """The checkpoint of one visit (one round of one stop of one run), below the node's home.
 
-    def __init__(self, home: Path, request: Request) -> None:
+    `samples` says which training cases its steps were drawn from: with others they cannot go on.
+    """
+
+    def __init__(self, home: Path, request: Request, samples: str) -> None:
         self._path = _folder(home, request.run) / f"{request.stop}-{request.round}.safetensors"
-        self._plan = request.plan.digest()
+        self._belongs = {"plan": request.plan.digest(), "samples": samples}
 
     def load(self) -> tuple[int, dict[str, torch.Tensor]] | None:
-        """The last saved step and tensors; None when there are none or they belong to another plan."""
+        """The last saved step and tensors; None when there are none or they belong to another plan or other data."""
         if not self._path.exists():
             return None
         try:
             with safe_open(self._path, framework="pt") as file:
                 metadata = file.metadata()
-                if metadata.get("plan") != self._plan:
+                if any(metadata.get(key) != value for key, value in self._belongs.items()):
                     return None
                 return int(metadata["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, OSError):  # half a file is no checkpoint: the visit starts anew
@@ -36,14 +39,17 @@ class VisitCheckpoint:
     def save(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write, sync, rename: a crash leaves the old checkpoint or the new one."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        data = save(
-            {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {"step": str(step), "plan": self._plan}
-        )
+        data = save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {"step": str(step)} | self._belongs)
         with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".new-", delete=False) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         Path(file.name).replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def forget(home: Path, run: str, stop: int) -> None:

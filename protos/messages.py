@@ -34,11 +34,12 @@ class Request(Record):
     run: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
     stop: Annotated[int, Field(ge=0, lt=2**32)] = 0
     round: Annotated[int, Field(ge=0, lt=2**32)] = 0  # within the stop; 0 for a plain visit
-    action: Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")] = "visit"  # one of the strategy's, see Strategy.actions
+    action: Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")] = "visit"  # one of the strategy's stops', see Stop.action
     site: SiteName
+    first: bool = False  # no visit came before: what arrives is the first handover
     unseen: bool = False  # the site is scored but never visited, so all its cases are test cases
     plan: Plan
-    args: dict[str, int | float] = Field(default_factory=dict)  # the strategy's own, see Strategy.arguments
+    args: dict[str, int | float] = Field(default_factory=dict)  # the strategy's own, see Ask.args
 
 
 class MalformedMessage(ValueError):

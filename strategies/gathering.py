@@ -40,6 +40,7 @@ class Gathering(Protocol):
     """The coordinator's part in one stop: rounds of asking sites and combining what they return."""
 
     rounds: int
+    steps_per_round: int  # that a site takes; after how many rounds the coordinator keeps its place depends on it
 
     def asks(self, round: int) -> Iterator[tuple[str, Ask]]:
         """What is asked of which site in a round, in the order in which the replies are combined."""
@@ -66,6 +67,7 @@ class PlainVisit:
     """The gathering of an ordinary visit: one round, one site, its departure is the result."""
 
     rounds = 1
+    steps_per_round = 1
 
     def __init__(self, site: str, handover: Handover) -> None:
         self._site = site

@@ -58,7 +58,7 @@ def train(
         first, last = state["loss_first"].item(), state["loss_last"].item()
         restore(state, model, optimizer)
     model.train()
-    with seeded(visit.seeds("visit")):
+    with seeded(visit.seeds("visit"), visit.device):
         for step in range(start, training.steps):
             batch = draw(visit, (first_step + step) * training.batch_size, training.batch_size)
             torch.manual_seed(visit.seeds("step", first_step + step))  # dropout and whatever else a model draws

@@ -40,6 +40,7 @@ class Visit:
     device: torch.device
     report: Report
     checkpoint: Checkpoint
+    first: bool = False  # no visit came before: what arrived is the first handover
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ class Departure:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run with torch's generators seeded, and give them back as they were."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Run with torch's generators (the CPU's, and `device`'s) seeded, and give them back as they were."""
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

@@ -1,5 +1,6 @@
 """One site's data as a run sees it: split, decoded once, prepared, held in memory."""
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from typing import Literal
@@ -54,6 +55,10 @@ class SiteData:
     def counts(self) -> dict[str, int]:
         """Cases per part, less those found unreadable so far."""
         return {part: len(names) for part, names in self._names.items()}
+
+    def fingerprint(self, part: Part) -> str:
+        """SHA-256 over the names of a part's usable cases; decode the part first, which finds the unusable ones."""
+        return hashlib.sha256("\0".join(self._names[part]).encode()).hexdigest()
 
     def samples(self, part: Literal["train", "val"]) -> SiteSamples:
         """All samples of a part, which may be none for "val"; raises EmptySite if no training case is left."""

@@ -50,7 +50,7 @@ class Joint(Strategy):
         model = self.loaded(visit.handover, visit.device)
         model.train()
         position, count = int(visit.args["position"]), int(visit.args["count"])
-        with seeded(visit.seeds("step", int(visit.args["update"]))):
+        with seeded(visit.seeds("step", int(visit.args["update"])), visit.device):
             value = self.loss(model, draw(visit, position, count), None)
             updates = gradient(model, value)
         handover = Handover.of(weights={f"{UPDATE}{name}": g for name, g in updates.items()})
@@ -59,6 +59,8 @@ class Joint(Strategy):
 
 class _ExactJoint:
     """The coordinator's part: the dealt-out batches and the optimizer, whose state lives here."""
+
+    steps_per_round = 1
 
     def __init__(self, strategy: Joint, stop: Stop, handover: Handover, cases: Mapping[str, int]) -> None:
         self._training = strategy.plan.training

@@ -69,7 +69,7 @@ class _FedAvgRounds:
     ) -> None:
         training = strategy.plan.training
         self._updates = training.steps * len(stop.sites)
-        self._local_steps = strategy.parameters.local_steps
+        self._local_steps = self.steps_per_round = strategy.parameters.local_steps
         self.rounds = -(-self._updates // self._local_steps)
         self._batch_sizes = apportion(training.batch_size, {site: cases[site] for site in stop.sites})
         self._handover = handover

@@ -19,7 +19,7 @@ class L2Parameters(Record):
 
 
 class L2(Strategy):
-    """loss = L_site(theta) + strength/2 * ||theta - theta_arrived||^2, from the second stop on."""
+    """loss = L_site(theta) + strength/2 * ||theta - theta_arrived||^2, from the second visit on."""
 
     name = "l2"
     summary = "fine-tuning with an L2 pull towards the weights that arrived"
@@ -30,8 +30,8 @@ class L2(Strategy):
     parameters: L2Parameters
 
     def arrive(self, visit: Visit, model: nn.Module) -> list[torch.Tensor]:
-        """Keep the arrived parameters; none at the first stop, where they are only an initialisation."""
-        if visit.seeds.stop == 0:
+        """Keep the arrived parameters; none at the first visit, where they are only an initialisation."""
+        if visit.first:
             return []
         return [parameter.detach().clone() for parameter in model.parameters()]
 

@@ -289,8 +289,8 @@ def test_an_unseen_site_that_cannot_score_leaves_the_run_incomplete_until_it_can
 
 
 def test_a_site_that_cannot_take_part_is_known_before_anything_is_trained(desk: Desk):
-    run = desk.begin("unseen.0.phantom.task=toes")
-    with pytest.raises(VisitFailed, match=rf"^Run {run} failed: Site island: .*\[SITE_DATA\]$"):
+    run = desk.begin("sites.2={name: south, phantom: {task: organ, cases: 1, size: 16}}")
+    with pytest.raises(VisitFailed, match=rf"^Run {run} failed: Site south: no case falls to its .*\[SITE_DATA\]$"):
         desk.carry_out(run)
     row = desk.row(run)
     assert row.status == "failed"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Context, Message, RecordDict
 
 from node.app import app
@@ -75,6 +76,13 @@ def test_a_visit_returns_trained_weights_and_leaves_checkpoints_until_it_is_scor
     assert 0 <= scores["dsc"] <= 1
     assert not folder.exists()
     assert node.crossings() == [("in", "allowed", ""), ("out", "allowed", "")] * 2
+
+
+def test_images_are_prepared_with_the_plans_threads_and_not_the_machines(node: Node) -> None:
+    """Else the first message of a process would see other bits than the later ones."""
+    torch.set_num_threads(2)
+    node.ask(DESCRIBE, args={"samples": 1})
+    assert torch.get_num_threads() == PLAN.training.threads == 1
 
 
 @pytest.mark.parametrize("message_type", ["train", "query.steal", "evaluate.visit", "system.unknown"])

@@ -166,6 +166,7 @@ def answer(plan: Plan, stop: Stop, site: str, ask: Ask, samples: Blobs, slot: Sl
             device=CPU,
             report=lambda step, steps, scalars: pulse(),
             checkpoint=slot,
+            first=stop.follows is None,
         )
     )
     declared = strategy.declares(stop.action)

@@ -28,6 +28,7 @@ def arrival(plan: Plan, stop: int = 1) -> tuple[Any, torch.nn.Module, Any]:
         device=CPU,
         report=lambda step, steps, scalars: None,
         checkpoint=Slot(Shelf(), (stop, 0, "A")),
+        first=stop == 0,
     )
     model = strategy.loaded(visit.handover, CPU)
     return strategy, model, strategy.arrive(visit, model)
