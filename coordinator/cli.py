@@ -1,21 +1,27 @@
 """The command `locum`. Heavy imports wait until a command needs them, so that `--help` answers at once."""
 
-import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coordinator.batch import (
+    carry_out_all,
+    command_of,
+    complain,
+    conclude,
+    given,
+    print_json,
+    summary_of,
+    write_report_of,
+)
+from coordinator.faults import exit_status, told
+
 if TYPE_CHECKING:
     from coordinator.home import Home
-    from coordinator.scenario import Scenario
-    from coordinator.summary import RunSummary
-
-DONE, FAILED, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
     name="locum",
@@ -43,6 +49,7 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name,
 
 @app.command()
 def simulate(
+    context: typer.Context,
     scenario: Annotated[
         Path | None, typer.Argument(help="Scenario file (YAML); without one, the demo of synthetic hospitals.")
     ] = None,
@@ -70,42 +77,43 @@ def simulate(
         source = str(scenario)
         loaded = load_scenario(scenario, overrides or [])
         data = data or scenario.parent
-    place = _home(home, database)
-    _carry_out_all(loaded, source, place, data, device=device, as_json=as_json, report=report)
-
-
-def _carry_out_all(
-    scenario: "Scenario", source: str, home: "Home", data: Path, *, device: str, as_json: bool, report: bool
-) -> None:
-    from coordinator.simulate import begin, check_device
+    from coordinator.simulate import begin_all, check_device
 
     check_device(device)
-    command = shlex.join(["locum", *sys.argv[1:]])
-    runs = []
-    for single in scenario.runs():
-        run = begin(single, home, data, command, source=source)
-        runs.append(run)
-        _carry_out(run, home, device)
-    _conclude(runs, home, as_json=as_json, report=report)
+    place = _home(home, database)
+    names = begin_all(list(loaded.runs()), place, data, command_of(database), source=source, device=device)
+    failed = carry_out_all(names, place, dict.fromkeys(names, device), given(context))
+    conclude(names, place, failed, given(context), as_json=as_json, report=report)
 
 
 @app.command()
 def resume(
-    run: RunArgument,
+    context: typer.Context,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names, or unambiguous beginnings of them.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Where the runs' data folder lies now, if it was moved.")
+    ] = None,
     home: HomeOption = Path(".locum"),
     database: DatabaseOption = None,
-    device: DeviceOption = "cpu",
+    device: Annotated[
+        str | None, typer.Option("--device", help="PyTorch device of the simulated nodes; default: each run's own.")
+    ] = None,
     as_json: JsonOption = False,
-    report: Annotated[bool, typer.Option(help="Write the run's report.")] = True,
+    report: Annotated[bool, typer.Option(help="Write a report for every run.")] = True,
 ) -> None:
-    """Go on with a run that was interrupted, failed, or is incomplete; the result is that of an undisturbed run."""
-    from coordinator.simulate import check_device
+    """Go on with runs that are pending, interrupted, failed or incomplete; they end as if undisturbed."""
+    from coordinator.simulate import check_device, move_data
 
     place = _home(home, database)
-    name = _named(run, place)
-    check_device(device)
-    _carry_out(name, place, device)
-    _conclude([name], place, as_json=as_json, report=report)
+    names = list(dict.fromkeys(_named(run, place) for run in runs))
+    devices = {name: device or place.store().run(name).device for name in names}
+    for needed in set(devices.values()):
+        check_device(needed)
+    if data is not None:
+        for name in names:
+            move_data(name, place, data)
+    failed = carry_out_all(names, place, devices, given(context))
+    conclude(names, place, failed, given(context), as_json=as_json, report=report)
 
 
 @app.command()
@@ -132,9 +140,11 @@ def runs(home: HomeOption = Path(".locum"), database: DatabaseOption = None, as_
     from coordinator.console import print_runs
     from coordinator.listing import listed
 
-    rows = listed(_home(home, database))
+    rows = listed(place := _home(home, database))
     if as_json:
-        _print_json({"runs": rows})
+        print_json({"runs": rows})
+    elif not rows:
+        typer.echo(f"There are no runs in {place.folder}.")
     else:
         print_runs(rows)
 
@@ -146,9 +156,9 @@ def show(
     """Show a run's score matrix, metrics and stops, as far as it has come."""
     from coordinator.console import print_run
 
-    summary = _summary(_named(run, place := _home(home, database)), place)
+    summary = summary_of(_named(run, place := _home(home, database)), place)
     if as_json:
-        _print_json(summary.document())
+        print_json(summary.document())
     else:
         print_run(summary)
 
@@ -157,7 +167,7 @@ def show(
 def report(run: RunArgument, home: HomeOption = Path(".locum"), database: DatabaseOption = None) -> None:
     """Write a run's report: one HTML page, and its figures and numbers as PNG, CSV and JSON."""
     place = _home(home, database)
-    typer.echo(_write_report(_summary(_named(run, place), place), place))
+    typer.echo(write_report_of(summary_of(_named(run, place), place), place))
 
 
 @app.command()
@@ -174,9 +184,9 @@ def compare(
     from coordinator.compare import comparison
 
     place = _home(home, database)
-    result = comparison([_summary(_named(run, place), place) for run in runs])
+    result = comparison([summary_of(_named(run, place), place) for run in runs])
     if as_json:
-        _print_json(result.document())
+        print_json(result.document())
     else:
         result.show(Console())
     for path in result.write(out) if out else ():
@@ -191,7 +201,7 @@ def strategies(as_json: JsonOption = False) -> None:
 
     rows = installed_strategies()
     if as_json:
-        _print_json({"strategies": rows})
+        print_json({"strategies": rows})
     else:
         print_strategies(rows)
 
@@ -217,20 +227,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except Exception as error:
-        status = _exit_status(error)
+        status = exit_status(error)
         if status is None:
             raise
-        for line in str(error).splitlines():
-            typer.echo(f"locum: {line}", err=True)
+        complain(*told(error))
         sys.exit(status)
-
-
-def _exit_status(error: Exception) -> int | None:
-    """The exit status of a fault that is not a programming error; they are told apart by name to import nothing."""
-    usage = {"ScenarioError", "UnknownRun", "RunBusy", "NotSkippable", "NotComparable", "NotExportable"}
-    failed = {"VisitFailed", "MissingArtifact", "StoreUnusable"}
-    name = type(error).__name__
-    return USAGE if name in usage else FAILED if name in failed else None
 
 
 def _home(folder: Path, database: str | None) -> "Home":
@@ -244,47 +245,3 @@ def _named(run: str, home: "Home") -> str:
     from coordinator.listing import full_name
 
     return full_name(run, home)
-
-
-def _summary(run: str, home: "Home") -> "RunSummary":
-    from coordinator.results import summarise
-
-    return summarise(home.store().run(run))
-
-
-def _carry_out(run: str, home: "Home", device: str) -> None:
-    from coordinator.live import Live
-    from coordinator.simulate import carry_out
-
-    try:
-        with Live() as live:
-            carry_out(run, home, device=device, listener=live)
-    except KeyboardInterrupt:
-        typer.echo(f"locum: interrupted; `locum resume {run}` goes on where it stopped.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _conclude(runs: Sequence[str], home: "Home", *, as_json: bool, report: bool) -> None:
-    """Print what came out of one run or of a study, write the reports, exit with the status that fits."""
-    from coordinator.console import print_conclusion
-
-    summaries = [_summary(run, home) for run in runs]
-    paths = [_write_report(summary, home) for summary in summaries] if report else []
-    if as_json:
-        documents = [summary.document() for summary in summaries]
-        _print_json(documents[0] if len(documents) == 1 else {"runs": documents})
-    else:
-        print_conclusion(summaries, paths)
-    if not all(summary.complete for summary in summaries):
-        raise typer.Exit(INCOMPLETE)
-
-
-def _write_report(summary: "RunSummary", home: "Home") -> Path:
-    from coordinator.report import write_report
-    from coordinator.results import overlays
-
-    return write_report(summary, home.report(summary.run), overlays(summary, home.folder))
-
-
-def _print_json(document: Any) -> None:
-    typer.echo(json.dumps(document, allow_nan=False))

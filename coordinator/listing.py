@@ -10,7 +10,9 @@ from strategies.registry import STRATEGIES, strategy_class
 
 
 def listed(home: Home) -> list[dict[str, Any]]:
-    """Every run, newest first. A run that says `running` while no process carries it out is `interrupted`."""
+    """Every run, newest first; a home without a database has none, and gets none."""
+    if home.is_new():
+        return []
     done = (
         select(func.count()).where(StopRow.run_id == Run.id, StopRow.status.in_(["done", "skipped"])).scalar_subquery()
     )
@@ -21,7 +23,7 @@ def listed(home: Home) -> list[dict[str, Any]]:
         {
             "run": run.id,
             "scenario": run.name,
-            "status": "interrupted" if run.status == "running" and not is_busy(home, run.id) else run.status,
+            "status": status_of(run, home),
             "strategy": run.scenario["strategy"]["name"],
             "seed": run.scenario["seed"],
             "stops_done": settled,
@@ -33,10 +35,18 @@ def listed(home: Home) -> list[dict[str, Any]]:
     ]
 
 
+def status_of(run: Run, home: Home) -> str:
+    """The run's status; a run that says `running` while no process carries it out is `interrupted`."""
+    return "interrupted" if run.status == "running" and not is_busy(home, run.id) else run.status
+
+
 def full_name(run: str, home: Home) -> str:
     """The run whose name is `run` or begins with it; raises UnknownRun unless there is exactly one."""
-    with home.store().transaction() as session:
-        names = list(session.scalars(select(Run.id).where(Run.id.startswith(run, autoescape=True)).order_by(Run.id)))
+    names = []
+    if not home.is_new():
+        with home.store().transaction() as session:
+            begins = Run.id.startswith(run, autoescape=True)
+            names = list(session.scalars(select(Run.id).where(begins).order_by(Run.id)))
     if run in names or len(names) == 1:
         return run if run in names else names[0]
     if not names:

@@ -1,6 +1,8 @@
 """What a person sees while a run goes on: progress bars on a terminal, plain lines elsewhere. Always on stderr."""
 
+import threading
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -10,7 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from coordinator.events import Listener
 
-LINE_SECONDS = 10.0  # on no terminal, a long visit says so often how far it is
+LINE_SECONDS = 10.0  # on no terminal, a long visit or wait says so often how far it is
+
+
+@dataclass(frozen=True)
+class _Wait:
+    """For a site's answer; `line` is said when it takes long. Times are those of the monotonic clock, in seconds."""
+
+    line: str
+    began: float
 
 
 class Live(Listener):
@@ -32,14 +42,22 @@ class Live(Listener):
         self._visit: TaskID | None = None
         self._rounds = 1
         self._line_due = 0.0
+        self._wait: _Wait | None = None
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._tell_of_waits, daemon=True)
 
     def __enter__(self) -> Self:
         self._bars.start()
+        if not self._console.is_terminal:
+            self._watch.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._ended.set()
+        if self._watch.is_alive():
+            self._watch.join()
         self._bars.stop()
 
     def run_began(self, run: str, stops: int, done: int) -> None:
@@ -48,8 +66,14 @@ class Live(Listener):
         self._say(f"run {run}{goes_on}")
         self._run = self._bars.add_task("stops", total=stops, completed=done, note="")
 
+    def describing(self, site: str) -> None:
+        """Note beside the run's bar whose cases are being read."""
+        self._wait_for(f"reading {site}", f"reading {site}")
+
     def stop_began(self, stop: int, sites: tuple[str, ...], rounds: int, done: int) -> None:
         """Open the visit's bar."""
+        # a wait's note has had its time, a score's stays
+        self._wait_for(None if self._wait is None else "", f"stop {stop} at {_where(sites)}: reading its cases")
         self._rounds = rounds
         self._line_due = time.monotonic() + LINE_SECONDS
         self._visit = self._bars.add_task(
@@ -58,6 +82,7 @@ class Live(Listener):
 
     def stepped(self, stop: int, site: str, step: int, steps: int, loss: float | None) -> None:
         """Move the visit's bar; within a stop of many rounds only whole rounds count."""
+        self._wait = None
         if self._visit is None or (self._rounds > 1 and site):
             return
         note = "" if loss is None else f"loss {loss:.3f}"
@@ -68,6 +93,7 @@ class Live(Listener):
 
     def stop_ended(self, stop: int, sites: tuple[str, ...], seconds: float) -> None:
         """Close the visit's bar."""
+        self._wait = None
         if self._visit is not None:
             self._bars.remove_task(self._visit)
             self._visit = None
@@ -75,8 +101,13 @@ class Live(Listener):
             self._bars.advance(self._run)
         self._say(f"stop {stop} at {_where(sites)}: done in {seconds:.1f} s")
 
+    def scoring(self, stop: int, site: str) -> None:
+        """Note beside the run's bar who is scoring."""
+        self._wait_for(f"scoring at {site}", f"stop {stop}: scoring at {site}")
+
     def scored(self, stop: int, site: str, dsc: float | None) -> None:
         """Note the newest score beside the run's bar."""
+        self._wait = None
         if dsc is None:
             self._say(f"stop {stop}: {site} could not be scored; the run will be incomplete")
         if self._run is not None:
@@ -84,7 +115,22 @@ class Live(Listener):
 
     def run_ended(self, run: str, status: str) -> None:
         """Say how the run ended."""
+        self._wait = None
         self._say(f"run {run}: {status}")
+
+    def _wait_for(self, note: str | None, line: str) -> None:
+        self._wait = _Wait(line, time.monotonic())
+        if self._run is not None and note is not None:
+            self._bars.update(self._run, note=escape(note))
+
+    def _tell_of_waits(self) -> None:
+        """In a thread of its own, since the thread that waits cannot speak."""
+        told = None
+        while not self._ended.wait(LINE_SECONDS / 10):
+            wait = self._wait
+            if wait is not None and wait is not told and time.monotonic() - wait.began > LINE_SECONDS:
+                told = wait
+                self._say(f"{wait.line} for more than {LINE_SECONDS:.0f} s")
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -4,8 +4,9 @@ import importlib.metadata
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -17,37 +18,65 @@ from coordinator.events import Listener
 from coordinator.grid import InProcessGrid, simulated_sites
 from coordinator.home import Home, alone
 from coordinator.scenario import Scenario, ScenarioError
-from coordinator.store import Run
+from coordinator.store import SETTLED, Run
 from strategies.registry import UnknownStrategy, strategy_for
 from strategies.strategy import UnknownParameter
 
 NAME_LENGTH = 80  # of a run, in the store
 
 
-def begin(scenario: Scenario, home: Home, data: Path, command: str, *, source: str = "the scenario") -> str:
-    """Check a scenario of a single run against what is installed and there, write the run down, return its name.
+def begin(
+    scenario: Scenario, home: Home, data: Path, command: str, *, source: str = "the scenario", device: str = "cpu"
+) -> str:
+    """Like `begin_all` for the scenario of a single run."""
+    return begin_all([scenario], home, data, command, source=source, device=device)[0]
 
-    Raises ScenarioError, naming `source`, when the strategy, its parameters, the network or a site does not fit.
+
+def begin_all(
+    scenarios: Sequence[Scenario], home: Home, data: Path, command: str, *, source: str, device: str
+) -> list[str]:
+    """Check the scenarios of single runs against what is installed and there, write all runs down, return their names.
+
+    The runs are pending until they are carried out. Raises ScenarioError, naming `source`, when a strategy, its
+    parameters, the network or a site does not fit; nothing is written then.
     """
-    plan = scenario.plan()
-    try:
-        strategy_for(plan).schema()
-        simulated_sites(scenario, data, home.folder, "cpu")
-    except (UnknownStrategy, UnknownParameter, ValueError) as error:
-        raise ScenarioError(f"{source}: {error}") from error
-    run = _name(scenario)
-    with home.store().transaction() as session:
-        session.add(
-            Run(
-                id=run,
-                name=scenario.name,
-                scenario=scenario.model_dump(mode="json"),
-                data=str(data.absolute()),
-                software=f"locum {importlib.metadata.version('locum')}",
-                command=command,
-            )
+    fitting = set()  # a study's runs differ in little, and a check builds a network
+    for scenario in scenarios:
+        plan = scenario.plan().model_copy(update={"seed": 0})
+        if plan.digest() not in fitting:
+            try:
+                strategy_for(plan).schema()
+                simulated_sites(scenario, data, home.folder, device)
+            except (UnknownStrategy, UnknownParameter, ValueError) as error:
+                raise ScenarioError(f"{source}: {error}") from error
+            fitting.add(plan.digest())
+    now = datetime.now(UTC)
+    rows = [
+        Run(
+            id=_name(scenario),
+            name=scenario.name,
+            scenario=scenario.model_dump(mode="json"),
+            data=str(data.absolute()),
+            status="pending",
+            created=now + timedelta(microseconds=number),  # so that they are listed in the study's order
+            device=device,
+            software=f"locum {importlib.metadata.version('locum')}",
+            command=command,
         )
-    return run
+        for number, scenario in enumerate(scenarios)
+    ]
+    with home.store().transaction() as session:
+        session.add_all(rows)
+    return [row.id for row in rows]
+
+
+def move_data(run: str, home: Home, data: Path) -> None:
+    """Note that the run's data lie in another folder now; raises ScenarioError if a site's folder is not in it."""
+    with alone(home, run):
+        scenario = Scenario.model_validate(home.store().run(run).scenario)
+        simulated_sites(scenario, data, home.folder, "cpu")
+        with home.store().transaction() as session:
+            session.get_one(Run, run).data = str(data.absolute())
 
 
 def _name(scenario: Scenario) -> str:
@@ -75,7 +104,10 @@ def carry_out(run: str, home: Home, *, device: str, listener: Listener) -> None:
     """
     row = home.store().run(run)
     scenario = Scenario.model_validate(row.scenario)
-    sites = simulated_sites(scenario, Path(row.data or "."), home.folder, device)
+    every = {site.name for site in (*scenario.sites, *scenario.unseen)}
+    open_sites = {site for stop in row.stops if stop.status not in SETTLED for site in stop.sites}
+    may_be_gone = every - open_sites if row.stops else ()  # a run that goes on can do without the others
+    sites = simulated_sites(scenario, Path(row.data or "."), home.folder, device, may_be_gone=may_be_gone)
     context = Context(
         run_id=1,
         node_id=1,

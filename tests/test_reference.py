@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-import coordinator.cli
+from coordinator import faults
 from coordinator.listing import installed_strategies
 from coordinator.scenario import Scenario
 from node.policy import Policy
@@ -65,8 +65,7 @@ def test_environment_variables_are_those_of_the_options() -> None:
 
 def test_exit_statuses_are_those_of_the_code() -> None:
     section = CLI[CLI.index("## Exit status") :]
-    cli = coordinator.cli
-    wanted = {cli.DONE, cli.FAILED, cli.USAGE, cli.INCOMPLETE, cli.INTERRUPTED}
+    wanted = {faults.DONE, faults.FAILED, faults.USAGE, faults.INCOMPLETE, faults.INTERRUPTED}
     assert {int(number) for number in re.findall(r"^\| `(\d+)` \|", section, re.M)} == wanted
 
 

@@ -201,7 +201,7 @@ def test_home_is_locum_home_or_a_folder_here(desk: Desk, capsys: Any, monkeypatc
 
     def where(*arguments: str) -> set[str]:
         with pytest.raises(SystemExit):
-            cli.main(["runs", *arguments])
+            cli.main(["simulate", locum.scenario, "--set=training.steps=0", "--no-report", *arguments])
         return {str(path.relative_to(desk.folder)) for path in desk.folder.rglob("coordinator.db")}
 
     monkeypatch.delenv("LOCUM_HOME", raising=False)

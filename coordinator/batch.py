@@ -1,0 +1,124 @@
+"""The runs of one command: carried out one after another, told of, concluded together."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from coordinator.faults import FAILED, INCOMPLETE, INTERRUPTED, exit_status, of_one_run, told
+
+if TYPE_CHECKING:
+    from coordinator.home import Home
+    from coordinator.summary import RunSummary
+
+
+def complain(*sentences: str) -> None:
+    """Print sentences on standard error."""
+    for sentence in sentences:
+        typer.echo(f"locum: {sentence}", err=True)
+
+
+def summary_of(run: str, home: "Home") -> "RunSummary":
+    """The run as far as it has come, with the status that a person is told."""
+    from coordinator.listing import status_of
+    from coordinator.results import summarise
+
+    row = home.store().run(run)
+    return replace(summarise(row), status=status_of(row, home))
+
+
+def command_of(database: str | None) -> str:
+    """The command that is being carried out, less the password of its database, since it is kept and shown."""
+    from coordinator.home import without_password
+
+    hidden = "" if database is None else without_password(database)
+    return shlex.join(["locum", *(word.replace(database, hidden) if database else word for word in sys.argv[1:])])
+
+
+def given(context: typer.Context) -> list[str]:
+    """Those options of the command line that a command which goes on with its runs needs as well."""
+    from coordinator.home import without_password
+
+    options = []
+    for name in ("home", "database", "device"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            value = str(context.params[name])
+            options.append(f"--{name}={without_password(value) if name == 'database' else value}")
+    return options
+
+
+def _how_to_go_on(runs: Sequence[str], options: Sequence[str]) -> str:
+    return f"`{shlex.join(['locum', 'resume', *runs, *options])}` goes on"
+
+
+def carry_out_all(runs: Sequence[str], home: "Home", devices: Mapping[str, str], options: Sequence[str]) -> list[str]:
+    """Carry out runs one after another; return those that failed, none of which keeps the others from their turn.
+
+    Whatever ends all of them is told here, with how to go on with those that are left, and ends the command.
+    """
+    from coordinator.live import Live
+    from coordinator.simulate import carry_out
+
+    left = list(runs)
+    for run in runs:
+        logged = _size(home.nodes_log)
+        try:
+            with Live() as live:
+                carry_out(run, home, device=devices[run], listener=live)
+            left.remove(run)
+        except KeyboardInterrupt:
+            complain(f"interrupted; {_how_to_go_on(left, options)} where it stopped.")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if exit_status(error) != FAILED:
+                raise
+            complain(*told(error))
+            if not of_one_run(error):
+                complain(f"when that is mended, {_how_to_go_on(left, options)} where it stopped.")
+                raise typer.Exit(FAILED) from None
+        if _size(home.nodes_log) > logged:
+            complain(f"details: {home.nodes_log}")
+    return left
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def conclude(
+    runs: Sequence[str], home: "Home", failed: Sequence[str], options: Sequence[str], *, as_json: bool, report: bool
+) -> None:
+    """Print what came out of one run or of several, write the reports, exit with the status that fits the worst."""
+    from coordinator.console import print_conclusion
+
+    summaries = [summary_of(run, home) for run in runs]
+    paths = [write_report_of(summary, home) for summary in summaries] if report else []
+    if as_json:
+        documents = [summary.document() for summary in summaries]
+        print_json(documents[0] if len(documents) == 1 else {"runs": documents})
+    else:
+        print_conclusion(summaries, paths)
+    if failed:
+        complain(f"when that is mended, {_how_to_go_on(failed, options)} where it stopped.")
+        raise typer.Exit(FAILED)
+    if not all(summary.complete for summary in summaries):
+        raise typer.Exit(INCOMPLETE)
+
+
+def write_report_of(summary: "RunSummary", home: "Home") -> Path:
+    """Write a run's report with its pictures; return the page's path."""
+    from coordinator.report import write_report
+    from coordinator.results import overlays
+
+    return write_report(summary, home.report(summary.run), overlays(summary, home.folder))
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on standard output."""
+    typer.echo(json.dumps(document, allow_nan=False))
