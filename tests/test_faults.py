@@ -271,7 +271,8 @@ def test_an_interrupted_run_says_how_to_go_on(zygote, undisturbed, tmp_path):
 
 def test_a_second_process_on_the_same_run_is_refused_until_the_first_is_gone(zygote, undisturbed, tmp_path):
     trial = Trial(zygote, Desk(tmp_path))
-    first = trial.simulate(at=30, number=signal.SIGSTOP)
+    at = find(undisturbed("finetune").moments(), "step 0 north 3", "step 0 north 2")  # within no transaction
+    first = trial.simulate(at=at, number=signal.SIGSTOP)
     assert zygote.wait(first) == (0, True)  # stopped in the middle, alive
     assert trial.end(trial.resume()) == 2
     assert (
