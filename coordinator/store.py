@@ -27,7 +27,7 @@ REVISION = "0001"  # the newest migration; a test holds it to Alembic's own answ
 
 SETTLED = ("done", "skipped")  # stops that a run does not come back to
 
-RunStatus = Literal["running", "done", "incomplete", "failed"]
+RunStatus = Literal["pending", "running", "done", "incomplete", "failed"]
 StopStatus = Literal["pending", "running", "done", "failed", "skipped"]
 
 

@@ -69,9 +69,7 @@ def train(
             optimizer.step()
             if accept:
                 accept(before)
-            last = value.item()
-            if not math.isfinite(last):
-                raise FloatingPointError(f"the loss is {last} at step {step}; a smaller training.lr may help")
+            last = finite(value)
             first = last if step == 0 else first
             visit.report(step + 1, training.steps, {"loss": last})
             if (step + 1) % training.checkpoint_every == 0 and step + 1 < training.steps:
@@ -80,6 +78,14 @@ def train(
                 visit.checkpoint.save(step + 1, snapshot(model, optimizer) | progress)
     metrics: dict[str, int | float] = {"samples": len(visit.train), "steps": training.steps}
     return metrics | ({"loss_first": first, "loss_last": last} if training.steps else {})
+
+
+def finite(loss: Tensor) -> float:
+    """The loss as a number; raises FloatingPointError when training has diverged."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value}; a smaller training.lr may help")
+    return value
 
 
 def gradient(model: nn.Module, value: Tensor) -> dict[str, Tensor]:

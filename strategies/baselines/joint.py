@@ -17,7 +17,7 @@ from protos.handover import Handover, HandoverSchema, Kind
 from strategies.gathering import Ask, Average, Gathering, Reply, Stop
 from strategies.randomness import Seeds, permutation
 from strategies.strategy import COUNT, LOSS, Strategy, specs
-from strategies.training import draw, gradient, make_optimizer, restore, snapshot
+from strategies.training import draw, finite, gradient, make_optimizer, restore, snapshot
 from strategies.visit import Departure, Visit, seeded
 
 UPDATE = "update/"  # marks a tensor of kind `weights` as a gradient
@@ -54,7 +54,7 @@ class Joint(Strategy):
             value = self.loss(model, draw(visit, position, count), None)
             updates = gradient(model, value)
         handover = Handover.of(weights={f"{UPDATE}{name}": g for name, g in updates.items()})
-        return Departure(handover, {"samples": count, "loss": value.item()})
+        return Departure(handover, {"samples": count, "loss": finite(value)})
 
 
 class _ExactJoint:

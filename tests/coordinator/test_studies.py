@@ -74,6 +74,8 @@ def test_a_loss_that_is_not_finite_has_a_code_and_a_remedy(desk: Desk):
     assert "a smaller training.lr may help" in said
     last = list(desk.ledger("north").entries())[-1]
     assert (last.direction, last.verdict, last.code) == ("out", "failed", "DIVERGED")
+    for strategy in ("joint", "joint-fedavg"):
+        assert failure(desk, *DIVERGING, f"strategy={strategy}").endswith("[DIVERGED]")
 
 
 def test_only_pythons_own_error_says_that_training_diverged(

@@ -8,7 +8,7 @@ from node.data.splits import PARTS, part_of, split_cases
 from protos.plan import Split
 
 patients = st.text(max_size=20)
-seeds = st.integers(-(2**31), 2**31)
+seeds = st.integers(0, 2**32 - 1)
 
 
 @given(st.lists(patients, unique=True), st.lists(patients, unique=True), seeds)
