@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from coordinator import live
-from coordinator.cli import main
+from coordinator.cli import leave, main
 
 
 class Traced(live.Live):
@@ -35,8 +35,11 @@ class Traced(live.Live):
 if __name__ == "__main__":
     live.Live = Traced  # type: ignore[misc]
     trace, sys.argv = Path(sys.argv[1]), ["locum", *sys.argv[2:]]
+    status = 0
     try:
         main()
-    finally:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        trace.write_text(json.dumps({"events": Traced.events, "peak_kib": peak}))
+    except SystemExit as end:
+        status = int(end.code or 0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    trace.write_text(json.dumps({"events": Traced.events, "peak_kib": peak}))
+    leave(status)  # as the console script does

@@ -1,6 +1,7 @@
 """The command line: what it prints where, and the status it ends with."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -361,3 +362,17 @@ def test_the_printed_command_makes_the_same_run_again(locum: Terminal, monkeypat
     (run,) = [row["run"] for row in locum("runs", "--json").document["runs"]]
     command = locum.desk.row(run).command
     assert shlex.split(command) == ["locum", *words]
+
+
+def test_the_console_script_leaves_with_all_its_output_and_its_status(tmp_path: Path):
+    for arguments, status, out in ((["runs", "--json"], 0, '{"runs": []}\n'), (["show", "nothing"], 2, "")):
+        command = f"import sys; sys.argv = ['locum', *{arguments!r}]; from coordinator.cli import run; run()"
+        done = subprocess.run(
+            [sys.executable, "-c", command],
+            env=os.environ | {"LOCUM_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (status, out)
+        assert (done.stderr == "") == (status == 0)
