@@ -80,7 +80,7 @@ class Training(Record):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     loss: Literal["dice_ce", "dice", "ce"] = "dice_ce"  # per sample, then the mean over samples
     augment: tuple[Augmentation, ...] = ()
-    checkpoint_every: PositiveInt = 50  # steps; at most so many are repeated after a crash
+    checkpoint_every: PositiveInt = 100  # steps; at most so many are repeated after a crash
     threads: PositiveInt = 1  # CPU threads: part of the plan because sums change with it in the last bit
 
     @field_validator("augment")
