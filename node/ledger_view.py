@@ -41,6 +41,8 @@ def run_ledger(
         if verify or head is not None:
             return _verify(ledger, head, json)
         print_ledger(ledger, json=json, limit=limit)
+    except BrokenPipeError:  # whoever reads the output has seen enough; the ledger is not at fault
+        raise
     except (SQLAlchemyError, OSError) as error:
         reason = str(getattr(error, "orig", error))
         _complain(f"The ledger in {home / FILE} cannot be read ({reason}); restore it from a copy.")

@@ -313,3 +313,20 @@ def test_no_ledger_is_one_sentence(tmp_path: Path, capsys) -> None:
     no_message, no_database = capsys.readouterr().err.splitlines()
     assert no_message.startswith("There is no ledger")
     assert "cannot be read" in no_database
+
+
+def test_a_reader_that_has_seen_enough_is_not_told_of_a_broken_ledger(tmp_path: Path) -> None:
+    ledger = Ledger(open_database(tmp_path, durable=False))
+    for _ in range(500):  # more than a pipe holds
+        ledger.record(crossing())
+    command = f"from node.cli import main; main(['ledger', '--limit', '0', '--home', {str(tmp_path)!r}])"
+    shown = subprocess.Popen(
+        [sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert shown.stdout is not None
+    assert shown.stderr is not None
+    assert shown.stdout.readline()
+    shown.stdout.close()
+    assert "cannot be read" not in shown.stderr.read()
+    shown.stderr.close()
+    shown.wait()
