@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from coordinator.home import Home, is_busy
-from coordinator.store import Run, StopRow, UnknownRun
+from coordinator.store import SETTLED, Run, StopRow, UnknownRun
 from strategies.registry import STRATEGIES, strategy_class
 
 
@@ -13,9 +13,7 @@ def listed(home: Home) -> list[dict[str, Any]]:
     """Every run, newest first; a home without a database has none, and gets none."""
     if home.is_new():
         return []
-    done = (
-        select(func.count()).where(StopRow.run_id == Run.id, StopRow.status.in_(["done", "skipped"])).scalar_subquery()
-    )
+    done = select(func.count()).where(StopRow.run_id == Run.id, StopRow.status.in_(SETTLED)).scalar_subquery()
     stops = select(func.count()).where(StopRow.run_id == Run.id).scalar_subquery()
     with home.store().transaction() as session:
         rows = session.execute(select(Run, done, stops).order_by(Run.created.desc())).all()

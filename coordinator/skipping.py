@@ -1,7 +1,7 @@
 """Letting a run go on without a stop, in the name of a person who answers for it."""
 
 from coordinator.home import Home, alone
-from coordinator.store import StopRow
+from coordinator.store import SETTLED, StopRow
 
 
 class NotSkippable(Exception):
@@ -18,6 +18,6 @@ def skip(run: str, stop: int, home: Home, *, by: str, why: str) -> None:
         row = session.get(StopRow, (run, stop))
         if row is None:
             raise NotSkippable(f"Run {run} has no stop {stop}; `locum show {run}` lists its stops, counted from 0.")
-        if row.status in ("done", "skipped"):
+        if row.status in SETTLED:
             raise NotSkippable(f"Stop {stop} of run {run} is {row.status} already; only an unfinished stop is skipped.")
         row.status, row.skipped_by, row.skipped_why, row.rounds_state = "skipped", by, why, None
