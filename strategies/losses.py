@@ -5,6 +5,8 @@ from typing import Literal
 from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor, nn
 
+from protos.plan import Task
+
 
 def segmentation_loss(logits: Tensor, label: Tensor, name: Literal["dice_ce", "dice", "ce"]) -> Tensor:
     """Mean over samples of soft Dice (foreground classes), cross-entropy, or their sum.
@@ -17,3 +19,8 @@ def segmentation_loss(logits: Tensor, label: Tensor, name: Literal["dice_ce", "d
     loss = DiceLoss if name == "dice" else DiceCELoss
     value: Tensor = loss(to_onehot_y=True, softmax=True, include_background=False)(logits, label)
     return value
+
+
+def probabilities(logits: Tensor, task: Task) -> Tensor:
+    """What the network says of each pixel, in [0, 1]: softmax over the classes, of [N, classes, *size]."""
+    return logits.softmax(dim=1)
