@@ -179,8 +179,8 @@ The segmentations hold class numbers on the grid of each image:
 
 {classes}
 {slices}
-Scores of these weights on each site's test cases (mean over foreground classes and cases; ASD in mm, for pictures in
-pixels):
+Scores of these weights on each site's {plan.scored_cases} (mean over foreground classes and cases; ASD in mm, for
+pictures in pixels):
 
 | site | DSC | ASD |
 |---|---|---|

@@ -254,6 +254,7 @@ def _check(runs: Sequence[RunSummary]) -> None:
             ("sites", sorted(first.sites), sorted(run.sites)),
             ("unseen sites", sorted(first.unseen), sorted(run.unseen)),
             ("classes", list(first.classes), list(run.classes)),
+            ("scored cases", [first.plan.scored_cases], [run.plan.scored_cases]),
         ):
             if mine != its:
                 raise NotComparable(
@@ -308,6 +309,8 @@ def _value(run: RunSummary, score: Score, column: Column) -> float | None:
 
 
 def _notes(runs: Sequence[RunSummary], orders: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    if runs[0].plan.scored != "test":
+        yield f"All scores are over {runs[0].plan.scored_cases}, not over test cases."
     if len(orders) > 1:
         for number, order in enumerate(orders, 1):
             yield f"Order {number}: {', '.join(order)}."
@@ -315,6 +318,6 @@ def _notes(runs: Sequence[RunSummary], orders: Sequence[tuple[str, ...]]) -> Ite
         yield f"The runs come from different scenarios: {', '.join(scenarios)}."
     counts = {tuple(sorted(zip(run.columns, run.cases.tolist(), strict=True))) for run in runs}
     if len(counts) > 1:
-        yield "The runs were scored on different numbers of test cases, so their data or splits differ."
+        yield "The runs were scored on different numbers of cases, so their data or splits differ."
     if unfinished := [run.run for run in runs if not run.complete]:
         yield f"Not complete: {', '.join(unfinished)}."

@@ -114,7 +114,8 @@ class Conductor:
                 yield Question(DESCRIBE, self._request(site, 0, args={"samples": int(site in dealt)}))
 
         for answer in self._exchange.ask(questions()):
-            found = _short_of_cases(answer, answer.site in visited)
+            needed = ("train", self._plan.scored) if answer.site in visited else (self._plan.scored,)
+            found = _short_of_cases(answer, needed)
             if isinstance(found, SiteFailure):
                 if fresh or found.site in visited:
                     raise self._failed(None, found)
@@ -262,7 +263,7 @@ class Conductor:
             self._listener.scored(stop.index, answer.site, dsc)
 
     def _with_the_same_cases(self, session: Session, answer: Answer | SiteFailure) -> Answer | SiteFailure:
-        """A column of the matrix is over the same test cases from top to bottom, or the new score does not count."""
+        """A column of the matrix is over the same cases from top to bottom, or the new score does not count."""
         earlier = session.scalars(
             select(ScoreRow.metrics)
             .where(ScoreRow.run_id == self._run, ScoreRow.site == answer.site, ScoreRow.error.is_(None))
@@ -270,7 +271,7 @@ class Conductor:
         ).first()
         if isinstance(answer, Answer) and earlier and earlier.get("cases") != answer.metrics.get("cases"):
             sentence = (
-                f"it scored {answer.metrics.get('cases')} test cases, and {earlier.get('cases')} earlier in this run; "
+                f"it scored {answer.metrics.get('cases')} cases, and {earlier.get('cases')} earlier in this run; "
                 "bring its data back to what they were and resume the run."
             )
             return SiteFailure(answer.site, "DATA_CHANGED", sentence)
@@ -357,10 +358,10 @@ class Conductor:
         return elapsed
 
 
-def _short_of_cases(answer: Answer | SiteFailure, visited: bool) -> Answer | SiteFailure:
+def _short_of_cases(answer: Answer | SiteFailure, needed: Iterable[str]) -> Answer | SiteFailure:
     """A site that has nothing to train on, or nothing to score on, is as useless as one that does not answer."""
     if isinstance(answer, Answer):
-        for part in ("train", "test") if visited else ("test",):
+        for part in needed:
             if not answer.metrics.get(part):
                 sentence = f"no case falls to its {part} part; add cases, or change split.{part} or split.seed."
                 return SiteFailure(answer.site, "SITE_DATA", sentence)

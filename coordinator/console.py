@@ -52,7 +52,8 @@ def print_run(summary: RunSummary) -> None:
 def matrix_table(summary: RunSummary, score: Score) -> Table:
     """R as a table: a row per visit, a column per site, the unseen ones marked."""
     title = {"dsc": "DSC", "asd": "ASD (mm; pixels for pictures)"}[score]
-    table = Table(title=f"{escape(summary.strategy)}: {title}", title_justify="left")
+    over = "" if summary.plan.scored == "test" else f", {summary.plan.scored_cases}"
+    table = Table(title=f"{escape(summary.strategy)}: {title}{over}", title_justify="left")
     table.add_column("after visiting")
     for site in summary.columns:
         table.add_column(escape(site) + (" (unseen)" if site in summary.unseen else ""), justify="right")

@@ -71,7 +71,7 @@ def heat_map(summary: RunSummary, score: Score, theme: Theme = LIGHT) -> Figure:
                 extent = (place[part.start] - 0.5, place[part.stop - 1] + 0.5, rows - 0.5, -0.5)
                 image = axes.imshow(values, cmap=shade, vmin=0, vmax=top, extent=extent, aspect="auto")
         if rows:
-            bar = figure.colorbar(image, ax=axes, label=NAMES[score], pad=0.02, fraction=0.05)
+            bar = figure.colorbar(image, ax=axes, label=_score_name(summary, score), pad=0.02, fraction=0.05)
             bar.ax.tick_params(color=theme.muted, labelcolor=theme.ink)
             bar.outline.set_visible(False)
         axes.set(xlim=(-0.5, place[-1] + 0.5), ylim=(max(rows, 1) - 0.5, -0.5))
@@ -112,7 +112,7 @@ def curves(summary: RunSummary, scores: Sequence[Score] = ("dsc", "asd"), theme:
         for axes, score in zip(panels, scores, strict=True):
             matrix = summary.matrix(score)
             rows, columns = matrix.shape
-            axes.set(xlabel="visit", ylabel=NAMES[score], xlim=(0.8, max(rows, 1) + 0.2))
+            axes.set(xlabel="visit", ylabel=_score_name(summary, score), xlim=(0.8, max(rows, 1) + 0.2))
             axes.set_ylim(0, 1.03 if score == "dsc" else _nice(matrix))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
             axes.grid(axis="y", color=theme.grid, lw=0.6)
@@ -277,6 +277,10 @@ def _label_ends(axes: Axes, rows: int, ends: Sequence[tuple[float, str, str]]) -
             va="center",
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 1.2, "shrinkA": 0, "shrinkB": 4},
         )
+
+
+def _score_name(summary: RunSummary, score: Score) -> str:
+    return NAMES[score] + ("" if summary.plan.scored == "test" else f", {summary.plan.scored_cases}")
 
 
 def _row_name(summary: RunSummary, row: int) -> str:

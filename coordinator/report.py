@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Overlay = tuple[str, int, bytes]  # site, visit (from 1), PNG
 
 CONVENTIONS = (
-    "DSC is the mean over a site's test cases, per class; the matrix shows the mean over classes.",
+    "DSC is the mean over a site's scored cases, per class; the matrix shows the mean over classes.",
     "ASD is, per case and class, the mean of the two directed mean surface distances, in mm (in pixels for pictures).",
     "Where neither truth nor prediction holds the class (“both empty”), DSC counts as 1 and ASD as 0.",
     "Where only one of them does (“penalised”), DSC is 0 and ASD counts as the length of the image's diagonal.",
@@ -49,6 +49,8 @@ def plain_words(summary: RunSummary) -> list[str]:
         said.append(f"Where it never was, it reaches {_listed(unseen)}.")
     if (overall := summary.metrics["dsc"]["overall"]) is not None:
         said.append(f"Over all sites it ends at {overall:.2f} DSC.")
+    if summary.plan.scored != "test":
+        said.append(f"All scores are over {summary.plan.scored_cases}, not over test cases.")
     if left_out := [site for site, column in zip(summary.columns, matrix.T, strict=True) if np.isnan(column).all()]:
         said.append(f"There is no score on {_listed(left_out)}, so the means leave that out.")
     return said + _unfinished(summary)

@@ -11,7 +11,18 @@ from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 
 from coordinator.wording import sentences
 from protos import strict_yaml
-from protos.plan import NetworkChoice, PhantomSite, Plan, Record, SiteName, Split, StrategyChoice, Task, Training
+from protos.plan import (
+    NetworkChoice,
+    PhantomSite,
+    Plan,
+    Record,
+    Scored,
+    SiteName,
+    Split,
+    StrategyChoice,
+    Task,
+    Training,
+)
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -87,6 +98,7 @@ class Scenario(Record):
     network: NetworkChoice = NetworkChoice()
     training: Training = Training()
     split: Split = Split()
+    scored: Scored = "test"
     seed: Seed = 0
     study: Study = Study()
 
@@ -105,6 +117,11 @@ class Scenario(Record):
         names = [site.name for site in (*self.sites, *self.unseen)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"sites and unseen name {twice[0]} twice; list every site once")
+        if self.scored == "val" and self.unseen:
+            raise ValueError(
+                f"scored is val, but site {self.unseen[0].name} of unseen has no validation cases; remove unseen or "
+                "score the test cases"
+            )
         for order in (self.order, *self.study.orders):
             if isinstance(order, tuple) and sorted(order) != sorted(site.name for site in self.sites):
                 raise ValueError("order must name every site of sites exactly once")
@@ -140,6 +157,7 @@ class Scenario(Record):
             network=self.network,
             training=self.training,
             split=self.split,
+            scored=self.scored,
             seed=self.seed,
             sites=self.visiting_order(),
         )

@@ -58,11 +58,11 @@ class RunSummary:
     unseen: tuple[str, ...]
     stops: tuple[Stop, ...]
     visited: tuple[tuple[str, ...], ...]  # per row: the sites learnt from; several at once for joint training
-    dsc: NDArray[np.float64]  # [rows, columns, classes], fractions: mean over the site's test cases
+    dsc: NDArray[np.float64]  # [rows, columns, classes], fractions: mean over the site's scored cases
     asd: NDArray[np.float64]  # [rows, columns, classes], mm (pixels for pictures)
     both_empty: NDArray[np.int64]  # [rows, columns]: (case, class) pairs with neither truth nor prediction
     penalised: NDArray[np.int64]  # [rows, columns]: (case, class) pairs with only one of the two
-    cases: NDArray[np.int64]  # [columns]: test cases
+    cases: NDArray[np.int64]  # [columns]: scored cases
     traffic: tuple[Traffic, ...]
     seconds: float
     weights_sha256: str | None  # of the final handover's weights; None before the first visit
@@ -142,13 +142,17 @@ class RunSummary:
         return {score: evaluate(self.matrix(score), self.order, score) for score in scores}
 
     def document(self) -> dict[str, Any]:
-        """The JSON document of the run; scores that do not exist and undefined metrics are null."""
+        """The JSON document of the run; scores that do not exist and undefined metrics are null.
+
+        A run that is scored on other than test cases says so under `scored`.
+        """
         return {
             "run": self.run,
             "status": self.status,
             "strategy": self.strategy,
             "sites": list(self.sites),
             "unseen": list(self.unseen),
+            **({} if self.plan.scored == "test" else {"scored": self.plan.scored}),
             "matrix": {score: _nullable(self.matrix(score)) for score in self.metrics},
             "metrics": {score: dict(values) for score, values in self.metrics.items()},
             "weights_sha256": self.weights_sha256,

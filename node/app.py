@@ -80,7 +80,7 @@ def visit(message: Message, context: Context) -> Message:
 
 @app.evaluate("score")
 def score(message: Message, context: Context) -> Message:
-    """Score the arrived model on the site's test cases: aggregates leave, scores of single cases stay."""
+    """Score the arrived model on the cases that the plan scores: aggregates leave, scores of single cases stay."""
     settings, request, handover = _open(message, context)
     assert handover is not None  # the guard has checked
     checkpoints.forget(settings.home, request.run, request.stop)
@@ -93,7 +93,7 @@ def score(message: Message, context: Context) -> Message:
         raise Refusal(RefusalCode.SITE_DATA, str(error)) from error
     records.scored(open_database(settings.home, settings.durable), request, result)
     if data.synthetic:
-        case = next(data.test_cases())
+        case = next(data.scored_cases())
         folder = settings.home / "overlays" / request.run
         folder.mkdir(parents=True, exist_ok=True)
         with torch.inference_mode():
@@ -118,7 +118,7 @@ def _samples(data: SiteData, part: Literal["train", "val"]) -> SiteSamples:
 def _site_data(settings: SiteSettings, request: Request) -> SiteData:
     """The site's data under the request's plan; what was decoded for an earlier message is kept while it fits."""
     plan = request.plan
-    key = (settings.model_dump_json(), plan.task, plan.split, plan.training.augment, request.unseen)
+    key = (settings.model_dump_json(), plan.task, plan.split, plan.scored, plan.training.augment, request.unseen)
     try:
         return _cache.get(key, lambda: SiteData(settings, plan, request.unseen))
     except (ValueError, OSError) as error:

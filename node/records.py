@@ -9,7 +9,7 @@ from protos.messages import Request
 
 
 class CaseScoreRow(Base):
-    """One test case's scores after one stop. Per-case scores stay at the site."""
+    """One scored case's scores after one stop. Per-case scores stay at the site."""
 
     __tablename__ = "case_scores"
 

@@ -1,4 +1,4 @@
-"""Scores of a site's test cases: Dice (DSC) and average surface distance (ASD) per case and foreground class.
+"""Scores of a site's cases: Dice (DSC) and average surface distance (ASD) per case and foreground class.
 
 ASD is the mean of the two directed mean surface distances, in mm (pixels for pictures). MONAI's `symmetric=True` pools
 the distances of both directions instead, so that the larger surface counts more. A surface is what a mask loses when
@@ -50,7 +50,7 @@ class CaseScore:
 
 @dataclass(frozen=True)
 class SiteScore:
-    """Scores of all test cases of a site. `cases`, by the cases' names, stays at the node; `metrics` may leave."""
+    """Scores of all scored cases of a site. `cases`, by the cases' names, stays at the node; `metrics` may leave."""
 
     cases: Mapping[str, CaseScore]
 
@@ -78,16 +78,16 @@ def declared_metrics(task: Task) -> Mapping[str, Bound]:
 
 
 def score_site(data: SiteData, logits_fn: LogitsFn, progress: Callable[[int, int], None] | None = None) -> SiteScore:
-    """Segment and score every test case; raises node.data.site.EmptySite if there is none.
+    """Segment and score every case of the part that the plan scores; raises node.data.site.EmptySite if there is none.
 
     `progress` is called after every case with the cases done and those there are.
     """
     cases: dict[str, CaseScore] = {}
-    for case in data.test_cases():
+    for case in data.scored_cases():
         prediction = case.predict(logits_fn)
         cases[case.name] = score_case(prediction, case.truth, case.spacing, len(case.task.classes))
         if progress is not None:
-            progress(len(cases), data.counts()["test"])
+            progress(len(cases), data.counts()[data.scored])
     return SiteScore(cases)
 
 

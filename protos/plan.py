@@ -162,6 +162,10 @@ class Split(Record):
         return self
 
 
+# The part whose cases every score is over. With `val`, which is for searches, no test case is even decoded.
+Scored = Literal["test", "val"]
+
+
 class PhantomSite(Record):
     """A synthetic hospital: which anatomy, which appearance, how many cases (node/phantoms)."""
 
@@ -193,8 +197,14 @@ class Plan(Record):
     network: NetworkChoice = NetworkChoice()
     training: Training = Training()
     split: Split = Split()
+    scored: Scored = "test"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     sites: tuple[SiteName, ...]  # in visiting order
+
+    @property
+    def scored_cases(self) -> str:
+        """What every score is over, in words."""
+        return "test cases" if self.scored == "test" else "validation cases"
 
     def digest(self) -> str:
         """SHA-256 of the plan as canonical JSON, as 64 hexadecimal digits."""

@@ -47,6 +47,11 @@ class SiteData:
         return tuple(dict.fromkeys((*self._source.problems, *self._dropped)))
 
     @property
+    def scored(self) -> Part:
+        """The part whose cases the plan scores."""
+        return self._plan.scored
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory that decoded cases hold at present."""
         samples = sum(part.nbytes for part in self._samples.values())
@@ -73,19 +78,19 @@ class SiteData:
             self._require(part)
         return self._samples[part]
 
-    def test_cases(self) -> Iterator[TestCase]:
-        """All test cases in the order of their names; raises EmptySite if none is left.
+    def scored_cases(self) -> Iterator[TestCase]:
+        """All cases of the part that the plan scores, in the order of their names; raises EmptySite if none is left.
 
         Cases are decoded one by one as the iteration comes to them.
         """
-        for name in tuple(self._names["test"]):
+        for name in tuple(self._names[self.scored]):
             if name not in self._tests:
-                scan = self._load("test", name)
+                scan = self._load(self.scored, name)
                 if scan is None:
                     continue
                 self._tests[name] = TestCase.of(scan, self._plan.task, self.synthetic)
             yield self._tests[name]
-        self._require("test")
+        self._require(self.scored)
 
     def _load(self, part: Part, name: str) -> Scan | None:
         try:
@@ -96,9 +101,9 @@ class SiteData:
             self._names[part].remove(name)
             return None
 
-    def _require(self, part: Literal["train", "test"]) -> None:
+    def _require(self, part: Part) -> None:
         if not self._names[part]:
-            word = {"train": "training", "test": "test"}[part]
+            word = {"train": "training", "val": "validation", "test": "test"}[part]
             raise EmptySite(
                 f"Site {self._site} has no usable {word} case among its {len(self._source.names)}; "
                 f"add cases, repair those that `locum-node check` names, or raise split.{part}."

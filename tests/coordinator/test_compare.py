@@ -151,7 +151,7 @@ def test_other_test_cases_are_pointed_out():
     table = comparison(
         [finetune(0), run([[0.92, 0.7, 0.66]], strategy="joint", visited=(("a", "b"),), cases=np.array([5, 6, 5]))]
     )
-    assert table.notes == ("The runs were scored on different numbers of test cases, so their data or splits differ.",)
+    assert table.notes == ("The runs were scored on different numbers of cases, so their data or splits differ.",)
 
 
 CELLS = [[0.9, 0.3, 0.4], [0.5, 0.8, 0.6]]

@@ -59,7 +59,7 @@ def test_every_cell_is_what_the_vaults_artifact_scores(shared_desk: Desk, finetu
             settings = SiteSettings(name=entry.name, home=shared_desk.folder / "none", phantom=entry.phantom)
             dice = []
             with torch.inference_mode():
-                for case in SiteData(settings, plan, entry in scenario.unseen).test_cases():
+                for case in SiteData(settings, plan, entry in scenario.unseen).scored_cases():
                     ours, truth = case.predict(predict) == 1, case.truth == 1
                     dice.append(2 * (ours & truth).sum() / (ours.sum() + truth.sum()))
             assert found[stop.index, column] == pytest.approx(np.mean(dice), abs=1e-12)

@@ -87,7 +87,7 @@ def test_every_file_is_decoded_once_and_no_part_wakes_another():
         data.samples("train")
     assert len(data.samples("val")) == counts["val"]
     held = data.nbytes
-    assert len(list(data.test_cases())) == len(list(data.test_cases())) == counts["test"]
+    assert len(list(data.scored_cases())) == len(list(data.scored_cases())) == counts["test"]
     assert set(source.loads.values()) == {1}
     assert len(source.loads) == 30
     assert data.nbytes > held > 0
@@ -95,7 +95,7 @@ def test_every_file_is_decoded_once_and_no_part_wakes_another():
 
 def test_test_cases_are_decoded_as_the_iteration_comes_to_them():
     source = MemorySource([scan_of((16, 16), seed=seed) for seed in range(3)])
-    cases = site(source, Task(size=(16, 16), classes=CLASSES), unseen=True).test_cases()
+    cases = site(source, Task(size=(16, 16), classes=CLASSES), unseen=True).scored_cases()
     assert next(cases).name == "case0"
     assert source.loads == {"case0": 1}
 
@@ -118,7 +118,7 @@ def test_an_empty_part_says_which_site_which_part_and_what_to_do():
     with pytest.raises(EmptySite, match=r"^Site italy has no usable training case.*split\.train\.$"):
         site(source, task).samples("train")
     with pytest.raises(EmptySite, match=r"^Site italy has no usable test case.*split\.test\.$"):
-        list(site(source, task, unseen=True).test_cases())
+        list(site(source, task, unseen=True).scored_cases())
     assert len(site(source, task).samples("val")) == 0
 
 
@@ -355,7 +355,7 @@ def test_predictions_come_back_to_the_native_grid(space, task):
     scan = scan_of(space)
     if len(space) == 3:
         scan.label[..., 4:6] = 0  # slices differ, so that their order shows
-    [case] = site(MemorySource([scan]), task, unseen=True).test_cases()
+    [case] = site(MemorySource([scan]), task, unseen=True).scored_cases()
     prediction = case.predict(oracle(case, scan, task))
     assert prediction.shape == space
     assert prediction.dtype == np.uint8
@@ -375,7 +375,7 @@ def test_predictions_come_back_to_the_native_grid(space, task):
 def test_windows_cover_the_whole_image(space, task):
     label = np.random.default_rng(0).integers(0, 3, space).astype(np.uint8)
     scan = Scan("a", label[None].astype(np.float32), label, (1.0,) * len(space))
-    [case] = site(MemorySource([scan]), task, unseen=True).test_cases()
+    [case] = site(MemorySource([scan]), task, unseen=True).scored_cases()
 
     def read_the_image(images):
         assert images.shape[1:] == (1, *task.size)
@@ -388,7 +388,7 @@ def test_windows_cover_the_whole_image(space, task):
 def test_prediction_is_the_largest_interpolated_logit():
     task = Task(size=(8, 8), classes=CLASSES)
     scan = scan_of((19, 13))
-    [case] = site(MemorySource([scan]), task, unseen=True).test_cases()
+    [case] = site(MemorySource([scan]), task, unseen=True).scored_cases()
     logits = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.functional.interpolate(logits, (19, 13), mode="bilinear").argmax(1)[0]
     assert np.array_equal(case.predict(lambda _: logits), expected.numpy())
