@@ -27,12 +27,23 @@ class Task(Record):
 
     dims: Literal[2, 3] = 2
     channels: PositiveInt = 1
-    size: tuple[PositiveInt, ...] = (128, 128)  # pixels or voxels, in the order of the image's axes (row, column)
+    # pixels or voxels, in the order of the image's axes (row, column); in 3D (64, 64, 64) unless told
+    size: tuple[PositiveInt, ...] = (128, 128)
     classes: tuple[str, ...]  # the first is the background
+    # labels stay shares in [0, 1], one channel per structure, instead of class numbers (SoftSeg, Gros et al. 2021)
+    soft: bool = False
     intensity: Literal["zscore", "minmax", "percentile", "none"] = "zscore"  # per image and channel
     # resize: the whole image is brought to `size`; patch: `size` is a window on the image at `spacing`
     fit: Literal["resize", "patch"] = "resize"
     spacing: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # mm; None keeps each image's own; patch only
+    foreground: Fraction = 0.5  # share of training windows about a labelled pixel, drawn by its label; patch only
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_by_dims(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("dims") == 3 and "size" not in value:
+            return value | {"size": (64, 64, 64)}
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -73,9 +84,15 @@ class Training(Record):
     """The ordinary training loop of one visit."""
 
     steps: Annotated[int, Field(ge=0)] = 300
+    epochs: PositiveInt | None = None  # instead of steps: as many as take each of the site's samples so often
     batch_size: PositiveInt = 8
+    patches: PositiveInt = 1  # windows (or augmentations) of each sample of a batch
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Annotated[float, Field(ge=0)] = 1e-3
+    lr_step: PositiveInt | None = None  # the rate is multiplied by lr_factor every so many steps, or epochs
+    lr_factor: Fraction = 0.5
+    # first: later visits keep the rate that the first one ended with; all: every visit begins at lr
+    lr_decay_visits: Literal["all", "first"] = "all"
     momentum: Fraction = 0.9  # sgd only
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     loss: Literal["dice_ce", "dice", "ce"] = "dice_ce"  # per sample, then the mean over samples
@@ -201,6 +218,11 @@ class Plan(Record):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     sites: tuple[SiteName, ...]  # in visiting order
 
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        check_loss(self.task, self.training)
+        return self
+
     @property
     def scored_cases(self) -> str:
         """What every score is over, in words."""
@@ -209,3 +231,9 @@ class Plan(Record):
     def digest(self) -> str:
         """SHA-256 of the plan as canonical JSON, as 64 hexadecimal digits."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def check_loss(task: Task, training: Training) -> None:
+    """Raise ValueError if a soft task is to be learnt with a loss that needs class numbers."""
+    if task.soft and training.loss != "dice":
+        raise ValueError(f"soft labels are learnt with Dice, not {training.loss}; set training.loss to dice")

@@ -9,7 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """`image`: float32 [N, channels, *size]; `label`: int64 [N, 1, *size] with values 0..classes-1."""
+    """`image`: float32 [N, channels, *size]; `label`: int64 [N, 1, *size] with values 0..classes-1.
+
+    For soft tasks `label` is float32 [N, classes - 1, *size]: each structure's share of a pixel, in [0, 1].
+    """
 
     image: Tensor
     label: Tensor

@@ -25,13 +25,51 @@ def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimize
             )
 
 
-def draw(visit: Visit, position: int, count: int) -> Batch:
-    """The `count` training samples from `position` on in the site's shuffled stream, augmented, on the device."""
-    places = range(position, position + count)
-    batch = visit.train.batch(
-        [visit.seeds.sample(place, len(visit.train)) for place in places],
-        [visit.seeds("augment", place) for place in places],
-    )
+def visit_steps(training: Training, samples: int) -> int:
+    """The optimizer steps of a visit to a site with so many training samples."""
+    if training.epochs is None:
+        return training.steps
+    return -(-samples * training.epochs // training.batch_size)
+
+
+def learning_rate(training: Training, step: int, steps: int, first: bool) -> float:
+    """The rate of `step` (from 0) of a visit of `steps`; `first` says that no visit came before.
+
+    A function of the place alone, so that nothing has to survive a crash. Training of another length, such as joint
+    training for `steps` updates in all, falls in the same share of its way.
+    """
+    if training.lr_step is None:
+        return training.lr
+    length = training.steps if training.epochs is None else training.epochs  # in the unit of lr_step
+    done = step * length // steps
+    if training.lr_decay_visits == "first" and not first:
+        done = length - 1
+    return training.lr * training.lr_factor ** (max(0, done) // training.lr_step)
+
+
+def stretch(training: Training, steps: int, rate: float) -> Training:
+    """The plan's training for a stretch of a longer one: so many steps at one rate."""
+    return training.model_copy(update={"steps": steps, "epochs": None, "lr": rate, "lr_step": None})
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the next step be taken at `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def draw(visit: Visit, position: int, count: int, patches: int = 1) -> Batch:
+    """`patches` windows of each of the `count` training samples from `position` on in the site's shuffled stream.
+
+    Each is augmented by a seed of its own, and all are on the device, those of a sample side by side.
+    """
+    indices, seeds = [], []
+    for place in range(position, position + count):
+        index = visit.seeds.sample(place, len(visit.train))
+        for patch in range(patches):
+            indices.append(index)
+            seeds.append(visit.seeds("augment", place, patch) if patch else visit.seeds("augment", place))
+    batch = visit.train.batch(indices, seeds)
     return Batch(batch.image.to(visit.device), batch.label.to(visit.device))
 
 
@@ -44,11 +82,12 @@ def train(
     accept: Callable[[list[Tensor]], None] | None = None,
     first_step: int = 0,
 ) -> dict[str, int | float]:
-    """Take `training.steps` optimizer steps on `model`, in place, going on from a checkpoint where there is one.
+    """Take the plan's optimizer steps on `model`, in place, going on from a checkpoint where there is one.
 
     `accept` is called after each step with the parameters before it. `first_step` is the place of this visit's first
     step in the site's stream of batches. Returns the metrics of VISIT_METRICS.
     """
+    steps = visit_steps(training, len(visit.train))
     optimizer = make_optimizer(training, model)
     parameters = list(model.parameters())
     first = last = float("nan")
@@ -59,25 +98,26 @@ def train(
         restore(state, model, optimizer)
     model.train()
     with seeded(visit.seeds("visit"), visit.device):
-        for step in range(start, training.steps):
-            batch = draw(visit, (first_step + step) * training.batch_size, training.batch_size)
+        for step in range(start, steps):
+            batch = draw(visit, (first_step + step) * training.batch_size, training.batch_size, training.patches)
             torch.manual_seed(visit.seeds("step", first_step + step))  # dropout and whatever else a model draws
             optimizer.zero_grad(set_to_none=True)
             value = loss(batch)
             value.backward()  # type: ignore[no-untyped-call]
             before = [p.detach().clone() for p in parameters] if accept else []
+            set_learning_rate(optimizer, learning_rate(training, step, steps, visit.first))
             optimizer.step()
             if accept:
                 accept(before)
             last = finite(value)
             first = last if step == 0 else first
-            visit.report(step + 1, training.steps, {"loss": last})
-            if (step + 1) % training.checkpoint_every == 0 and step + 1 < training.steps:
+            visit.report(step + 1, steps, {"loss": last})
+            if (step + 1) % training.checkpoint_every == 0 and step + 1 < steps:
                 progress = {"loss_first": torch.tensor(first, dtype=torch.float64)}
                 progress["loss_last"] = torch.tensor(last, dtype=torch.float64)
                 visit.checkpoint.save(step + 1, snapshot(model, optimizer) | progress)
-    metrics: dict[str, int | float] = {"samples": len(visit.train), "steps": training.steps}
-    return metrics | ({"loss_first": first, "loss_last": last} if training.steps else {})
+    metrics: dict[str, int | float] = {"samples": len(visit.train), "steps": steps}
+    return metrics | ({"loss_first": first, "loss_last": last} if steps else {})
 
 
 def finite(loss: Tensor) -> float:

@@ -1,6 +1,7 @@
 """`locum-node check`: look at every case of a site before any run does, and say what would spoil training."""
 
 import hashlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -8,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from rich import box
 from rich.console import Console
@@ -19,7 +21,7 @@ from node.data.excerpt import Excerpt
 from node.data.layouts import FolderSource
 from node.data.pairing import find_cases
 from node.data.readers import stored_channels
-from node.data.source import Problem, Unreadable
+from node.data.source import Problem, Scan, Unreadable
 from node.data.splits import Part, split_cases
 from node.settings import SiteSettings
 from protos.plan import Split, Task
@@ -35,7 +37,7 @@ class ClassFound:
     name: str
     values: tuple[int, ...]
     cases: int
-    pixels: int
+    pixels: float  # of soft labels the sum of their shares
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ def examine(
     unreadable: list[Problem] = []
     grids: Counter[tuple[tuple[int, ...], tuple[float, ...]]] = Counter()
     twins: dict[bytes, list[str]] = {}
-    pixels = np.zeros(len(source.task.classes), np.int64)
-    holding = np.zeros_like(pixels)
+    pixels = np.zeros(len(source.task.classes))
+    holding = np.zeros(len(pixels), np.int64)
     for done, name in enumerate(names, start=1):
         try:
             scan = source.load(name)
@@ -90,8 +92,8 @@ def examine(
             unreadable.append(Problem(name, str(error)))
         else:
             readable.append(name)
-            grids[scan.label.shape, scan.spacing] += 1
-            counts = np.bincount(scan.label.reshape(-1), minlength=len(pixels))
+            grids[scan.space, scan.spacing] += 1
+            counts = _counted(scan, source.task)
             pixels += counts
             holding += counts > 0
             # decoded values, so that one picture saved twice in two ways is found too
@@ -101,8 +103,8 @@ def examine(
     parts = split_cases(readable, source.patient, source.split, unseen=unseen)
     numbers = sorted(source.values.numbers.items())
     classes = tuple(
-        ClassFound(name, tuple(value for value, n in numbers if n == number), int(holding[number]), int(pixels[number]))
-        for number, name in enumerate(source.task.classes)
+        ClassFound(name, tuple(value for value, n in numbers if n == number), int(cases), float(filled))
+        for number, (name, cases, filled) in enumerate(zip(source.task.classes, holding, pixels, strict=True))
     )
     return SiteExamination(
         parts={part: len(cases) for part, cases in parts.items()},
@@ -115,6 +117,14 @@ def examine(
         empty_parts=tuple(_empty_parts(parts, source.split, unseen)),
         absent_classes=tuple(_absent(classes)),
     )
+
+
+def _counted(scan: Scan, task: Task) -> NDArray[np.float64]:
+    """Pixels per class, the background first; a soft label's are the sums of its shares."""
+    if not task.soft:
+        return np.bincount(scan.label.reshape(-1), minlength=len(task.classes)).astype(np.float64)
+    structures = scan.label.reshape(len(scan.label), -1).sum(axis=1, dtype=np.float64)
+    return np.array([math.prod(scan.space) - structures.sum(), *structures])
 
 
 def print_examination(examination: SiteExamination, console: Console) -> None:

@@ -28,9 +28,9 @@ class FolderSource:
         self.split = split
         finding = find_cases(settings.data)
         cases = _of_dims(finding, task.dims)
-        self.values = LabelValues(task.classes)
+        self.values = LabelValues(task.classes, soft=task.soft)
         try:
-            self.values = LabelValues(task.classes, settings.labels)
+            self.values = LabelValues(task.classes, settings.labels, task.soft)
         except ValueError as error:
             finding.problems.append(Problem(settings.data.name, str(error)))
             cases = {}

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from node.data.decoding import VOLUMES, base_and_suffix, decoding, shown
 from node.data.pictures import read_picture, read_picture_label, to_channels
-from node.data.source import Scan, Unreadable
+from node.data.source import Label, Scan, Unreadable
 from node.data.volumes import Volume, read_volume, read_volume_label, same_grid
+
+ROUNDING = 1e-4  # a scale factor in a header leaves errors below this
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,13 @@ class LabelValues:
     """How stored label values become class numbers.
 
     `names`: the task's classes, background first; `given`: value -> class name as the site's settings say it, or
-    None when values are class numbers. Raises ValueError when `given` names a class that the task has not.
+    None when values are class numbers; `soft`: shares in [0, 1] are wanted instead. Raises ValueError when `given`
+    names a class that the task has not.
     """
 
     names: Sequence[str]
     given: Mapping[int, str] | None = None
+    soft: bool = False
 
     def __post_init__(self) -> None:
         for value, name in (self.given or {}).items():
@@ -58,10 +62,22 @@ class LabelValues:
             return {number: number for number in range(len(self.names))}
         return {0: 0} | {value: self.names.index(name) for value, name in self.given.items()}
 
-    def apply(self, raw: NDArray[Any], path: Path) -> NDArray[np.uint8]:
-        """Turn stored values into class numbers, same shape; raises Unreadable for any other value."""
+    def apply(self, raw: NDArray[Any], path: Path) -> Label:
+        """Turn stored values [*space] into a label as Scan has it; raises Unreadable for any other value.
+
+        For soft tasks class numbers become shares of 0 and 1; fractions are taken where there is one structure.
+        """
+        if not self.soft:
+            return self._numbered(raw, path)
+        fractions = raw.dtype.kind == "f" and self.numbers == {0: 0, 1: 1}
+        if fractions and raw.min() >= -ROUNDING and raw.max() <= 1 + ROUNDING:
+            return raw[None].clip(0, 1).astype(np.float32)
+        numbered = self._numbered(raw, path)
+        return np.stack([numbered == number for number in range(1, len(self.names))]).astype(np.float32)
+
+    def _numbered(self, raw: NDArray[Any], path: Path) -> NDArray[np.uint8]:
         if raw.dtype.kind == "f":
-            raw = _whole(raw, path)
+            raw = self._whole(raw, path)
         numbered = np.zeros(raw.shape, np.uint8)
         known = np.zeros(raw.shape, bool)
         low, high = raw.min(), raw.max()
@@ -75,6 +91,19 @@ class LabelValues:
                 f"{shown(path)} holds the value {int(raw[~known][0])}, {self._remedy(int(raw[~known][0]))}"
             )
         return numbered
+
+    def _whole(self, raw: NDArray[Any], path: Path) -> NDArray[Any]:
+        if not np.isfinite(raw).all():
+            raise Unreadable(f"{shown(path)} has values that are NaN or infinite; labels are finite numbers.")
+        nearest: NDArray[Any] = np.rint(raw)
+        if (odd := np.abs(raw - nearest) > ROUNDING).any():
+            remedy = (
+                "fractions are taken from 0 to 1, and only where 1 is the one structure of the task"
+                if self.soft
+                else "save class numbers and resample labels by nearest neighbour, or set task.soft"
+            )
+            raise Unreadable(f"{shown(path)} holds {float(raw[odd][0]):g}, which is no whole number; {remedy}.")
+        return nearest
 
     def _remedy(self, value: int) -> str:
         example = f"{{{value}: {self.names[-1]}}}"  # not the background: a structure would be lost in silence
@@ -135,18 +164,6 @@ def _check_shape(image: tuple[int, ...], image_path: Path, label: tuple[int, ...
             f"{shown(label_path)} has the shape {' x '.join(map(str, label))}, but {shown(image_path)} has "
             f"{' x '.join(map(str, image))}; give each image the label that was drawn on it."
         )
-
-
-def _whole(raw: NDArray[Any], path: Path) -> NDArray[Any]:
-    if not np.isfinite(raw).all():
-        raise Unreadable(f"{shown(path)} has values that are NaN or infinite; labels are whole numbers.")
-    nearest: NDArray[Any] = np.rint(raw)
-    if (odd := np.abs(raw - nearest) > 1e-4).any():  # a scale factor in a header leaves rounding errors below this
-        raise Unreadable(
-            f"{shown(path)} holds {float(raw[odd][0]):g}, which is no whole number; "
-            "save class numbers, not probabilities, and resample labels by nearest neighbour."
-        )
-    return nearest
 
 
 def stored_channels(case: CaseFiles) -> int:

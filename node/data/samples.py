@@ -1,9 +1,10 @@
 """A site's cases as samples, which are trained and validated on, and as test cases, which are scored."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from types import EllipsisType
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from node.data.source import Scan
-from node.data.transforms import augment, prepare_image, prepare_label, resample
+from node.data.transforms import augment, hardened, prepare_image, prepare_label, resample
 from protos.plan import Augmentation, Task
 from strategies.data import Batch
+from strategies.losses import normalised_relu
 
-# float32 [N, channels, *task.size] on the CPU -> logits [N, classes, *task.size] on any device
+# float32 [N, channels, *task.size] on the CPU -> logits [N, classes, *task.size] on any device; for soft tasks without
+# the background's channel
 LogitsFn = Callable[[Tensor], Tensor]
 
 SLICES = 16  # that go through the network together when a case is scored; windows of a volume: two
@@ -28,18 +31,74 @@ SLICES = 16  # that go through the network together when a case is scored; windo
 class Sample:
     """One picture, slice or volume on the network's grid.
 
-    image: float32 [channels, *grid]; label: uint8 [*grid]; foreground: int32, flat indices of the labelled voxels,
-    empty for fit: resize, which needs none. For fit: patch the grid is at least task.size.
+    image: float32 [channels, *grid]; label: uint8 [*grid], or float32 [classes - 1, *grid] for soft tasks. foreground:
+    int32, flat indices of the labelled voxels, empty for fit: resize, which needs none; weights: float64, their running
+    sum of labels for soft tasks, empty where all count alike. For fit: patch the grid is at least task.size.
     """
 
     image: Tensor
     label: Tensor
     foreground: NDArray[np.int32]
+    weights: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Voxels per axis."""
+        return tuple(self.image.shape[1:])
+
+    @property
+    def labelled(self) -> int:
+        """How many voxels a window may be drawn about."""
+        return len(self.foreground)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory held."""
-        return int(self.image.nbytes + self.label.nbytes + self.foreground.nbytes)
+        return int(self.image.nbytes + self.label.nbytes + self.foreground.nbytes + self.weights.nbytes)
+
+    def window(self, where: tuple[slice, ...]) -> tuple[Tensor, Tensor]:
+        """Image and label within `where`, one slice per axis of the grid."""
+        within: tuple[EllipsisType | slice, ...] = (..., *where)
+        return self.image[within], self.label[within]
+
+    def centre(self, rng: np.random.Generator) -> int:
+        """The flat index of a labelled voxel, drawn by its label."""
+        return drawn(self.foreground, self.weights, rng)
+
+
+class Prepared(Protocol):
+    """What SiteSamples takes windows of: a Sample, or one that lies on the disk (node/data/stored.py)."""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Voxels per axis."""
+        ...
+
+    @property
+    def labelled(self) -> int:
+        """How many voxels a window may be drawn about."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+        ...
+
+    def window(self, where: tuple[slice, ...]) -> tuple[Tensor, Tensor]:
+        """Image and label within `where`, one slice per axis of the grid."""
+        ...
+
+    def centre(self, rng: np.random.Generator) -> int:
+        """The flat index of a labelled voxel, drawn by its label."""
+        ...
+
+
+def drawn(foreground: NDArray[np.int32], weights: NDArray[np.float64], rng: np.random.Generator) -> int:
+    """One of `foreground`, in proportion to its part in the running sum `weights`; all alike where that is empty."""
+    if not len(weights):
+        return int(foreground[rng.integers(len(foreground))])
+    place = np.searchsorted(weights, rng.random() * weights[-1], side="right")
+    return int(foreground[min(place, len(foreground) - 1)])
 
 
 def samples_of(scan: Scan, task: Task) -> list[Sample]:
@@ -51,15 +110,19 @@ def samples_of(scan: Scan, task: Task) -> list[Sample]:
     pad = SpatialPad(task.size)  # zeros on both sides, as sliding_window_inference does at test time
     samples = []
     for image, label in zip(images, labels, strict=True):
-        image, label = pad(image).as_subclass(Tensor), pad(label[None])[0].as_subclass(Tensor)
-        samples.append(Sample(image, label, np.flatnonzero(label.numpy()).astype(np.int32)))
+        image = pad(image).as_subclass(Tensor)
+        label = (pad(label) if task.soft else pad(label[None])[0]).as_subclass(Tensor)
+        sought = (label.sum(dim=0) if task.soft else label).numpy().ravel()
+        foreground = np.flatnonzero(sought).astype(np.int32)
+        weights = np.cumsum(sought[foreground], dtype=np.float64) if task.soft else np.empty(0)
+        samples.append(Sample(image, label, foreground, weights))
     return samples
 
 
 class SiteSamples:
-    """Samples in memory, behind the protocol that strategies see (strategies/data.py)."""
+    """Samples behind the protocol that strategies see (strategies/data.py)."""
 
-    def __init__(self, samples: Sequence[Sample], task: Task, augmentations: Sequence[Augmentation] = ()) -> None:
+    def __init__(self, samples: Sequence[Prepared], task: Task, augmentations: Sequence[Augmentation] = ()) -> None:
         self._samples = tuple(samples)
         self._task = task
         self._augmentations = frozenset(augmentations)
@@ -75,20 +138,22 @@ class SiteSamples:
     def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
         """Return the samples at `indices`, augmented if there are `seeds`; see strategies.data.Samples.
 
-        For fit: patch a seed also draws the window, half of the time about a labelled voxel if there is one;
-        without seeds it is the centre one.
+        For fit: patch a seed also draws the window, in the share task.foreground of cases about a labelled voxel if
+        there is one; without seeds it is the centre one.
         """
-        size = self._task.size
-        images = torch.empty(len(indices), self._task.channels, *size)
-        labels = torch.empty(len(indices), 1, *size, dtype=torch.int64)
+        task = self._task
+        images = torch.empty(len(indices), task.channels, *task.size)
+        if task.soft:
+            labels = torch.empty(len(indices), len(task.classes) - 1, *task.size)
+        else:
+            labels = torch.empty(len(indices), 1, *task.size, dtype=torch.int64)
         for row, index in enumerate(indices):
             sample = self._samples[index]
             if seeds is None:
-                image, label = _window(sample, size, None)
+                images[row], labels[row] = _window(sample, task, None)
             else:
                 rng = np.random.default_rng(seeds[row])
-                image, label = augment(*_window(sample, size, rng), self._augmentations, rng)
-            images[row], labels[row, 0] = image, label
+                images[row], labels[row] = augment(*_window(sample, task, rng), self._augmentations, rng)
         return Batch(images, labels)
 
 
@@ -128,7 +193,8 @@ class TestCase:
     @classmethod
     def of(cls, scan: Scan, task: Task, synthetic: bool) -> Self:
         """Prepare a scan for scoring."""
-        truth = np.array(scan.label, dtype=np.uint8, order="C")
+        label = hardened(np.asarray(scan.label, np.float32)) if task.soft else scan.label
+        truth = np.array(label, dtype=np.uint8, order="C")
         return cls(scan.name, prepare_image(scan, task), truth, scan.spacing, task, synthetic)
 
     @property
@@ -141,7 +207,8 @@ class TestCase:
         """Segment the case: class numbers, uint8 [*space].
 
         Logits are brought to the native grid by linear interpolation before the largest is chosen (the lower class on
-        a tie); for fit: patch they come from half-overlapping windows with Gaussian weights.
+        a tie); for fit: patch they come from half-overlapping windows with Gaussian weights. For soft tasks the same
+        is done with shares, normalised in each window, and what is nowhere above one half is background.
         """
         parts = [self._to_native(self._logits(part, logits_fn)) for part in torch.split(self.image, SLICES)]
         segmentation: NDArray[np.uint8] = self._join(torch.cat(parts)).numpy()
@@ -158,48 +225,49 @@ class TestCase:
         return (slices.movedim(0, -1) if self.truth.ndim > self.task.dims else slices[0]).contiguous()
 
     def _logits(self, image: Tensor, logits_fn: LogitsFn) -> Tensor:
+        def predict(images: Tensor) -> Tensor:
+            logits = logits_fn(images).float().cpu()
+            return normalised_relu(logits) if self.task.soft else logits
+
         if self.task.fit == "resize":
-            return logits_fn(image).float().cpu()
+            return predict(image)
         logits: Tensor = sliding_window_inference(
             image,
             self.task.size,
             sw_batch_size=SLICES if self.task.dims == 2 else 2,
-            predictor=lambda windows: logits_fn(windows).float().cpu(),
+            predictor=predict,
             overlap=0.5,
             mode="gaussian",
         )
         return logits
 
     def _to_native(self, logits: Tensor) -> Tensor:
-        """Interpolate [N, classes, *grid] and choose: uint8 [N, *native]."""
+        """Interpolate [N, channels of the network, *grid] and choose: uint8 [N, *native]."""
         native = self.truth.shape[: self.task.dims]
         mode = "bilinear" if self.task.dims == 2 else "trilinear"
         # class by class, so that memory does not grow with their number
-        best = winner = None
-        for number in range(logits.shape[1]):
-            score = logits[:, number : number + 1]
+        shape = (len(logits), 1, *native)
+        # the background of a soft task has no channel: what is nowhere above one half
+        best = torch.full(shape, 0.5 if self.task.soft else -torch.inf)
+        winner = torch.zeros(shape, dtype=torch.uint8)
+        for channel in range(logits.shape[1]):
+            score = logits[:, channel : channel + 1]
             if score.shape[2:] != native:
                 score = functional.interpolate(score, native, mode=mode, align_corners=False)
-            if best is None or winner is None:
-                best, winner = score, torch.zeros(score.shape, dtype=torch.uint8)
-            else:
-                winner = winner.masked_fill(score > best, number)
-                best = torch.maximum(best, score)
-        assert winner is not None
+            winner = winner.masked_fill(score > best, channel + self.task.soft)
+            best = torch.maximum(best, score)
         return winner[:, 0]
 
 
-def _window(sample: Sample, size: tuple[int, ...], rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
-    grid = tuple(sample.label.shape)
-    if grid == size:
-        return sample.image, sample.label
-    room = np.subtract(grid, size)
-    if rng is None:
+def _window(sample: Prepared, task: Task, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+    room = np.subtract(sample.grid, task.size)
+    if rng is None or not room.any():
         corner = room // 2
-    elif len(sample.foreground) and rng.random() < 0.5:
-        centre = np.unravel_index(sample.foreground[rng.integers(len(sample.foreground))], grid)
-        corner = np.clip(np.subtract(centre, np.floor_divide(size, 2)), 0, room)
+    elif sample.labelled and rng.random() < task.foreground:
+        centre = np.unravel_index(sample.centre(rng), sample.grid)
+        corner = np.clip(np.subtract(centre, np.floor_divide(task.size, 2)), 0, room)
     else:
         corner = rng.integers(room + 1)
-    where = tuple(slice(start, start + width) for start, width in zip(map(int, corner), size, strict=True))
-    return sample.image[:, *where], sample.label[where]
+    return sample.window(
+        tuple(slice(start, start + width) for start, width in zip(map(int, corner), task.size, strict=True))
+    )

@@ -6,6 +6,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+Label = NDArray[np.uint8] | NDArray[np.float32]
+
 
 class Unreadable(Exception):
     """A file or case that cannot be used; the text is one sentence that names the file and the reason.
@@ -27,16 +29,22 @@ class Problem:
 class Scan:
     """One case on its own (native) grid, in canonical orientation.
 
-    image: float32 [channels, *space]; label: uint8 [*space] with class numbers 0..classes-1; spacing: mm per axis of
-    `space` (1.0 for pictures, which have none: their distances are in pixels). `space` is (rows, columns) for a
-    picture and (right, anterior, superior) for a volume, which is also what a volume sliced for dims 2 looks like:
-    its slices lie along the last axis.
+    image: float32 [channels, *space]; label: uint8 [*space] with class numbers 0..classes-1, for soft tasks float32
+    [classes - 1, *space] with each structure's share in [0, 1]; spacing: mm per axis of `space` (1.0 for pictures,
+    which have none: their distances are in pixels). `space` is (rows, columns) for a picture and (right, anterior,
+    superior) for a volume, which is also what a volume sliced for dims 2 looks like: its slices lie along the last
+    axis.
     """
 
     name: str
     image: NDArray[np.float32]
-    label: NDArray[np.uint8]
+    label: Label
     spacing: tuple[float, ...]
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        """The native grid."""
+        return self.image.shape[1:]
 
 
 class Source(Protocol):

@@ -12,6 +12,7 @@ from collections.abc import Collection
 import numpy as np
 import torch
 from monai.transforms import NormalizeIntensity, ScaleIntensity
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,7 +29,7 @@ NOISE = 0.1  # at most so many standard deviations of the image
 
 def is_sliced(scan: Scan, task: Task) -> bool:
     """Whether a volume is learnt slice by slice, along its last axis."""
-    return task.dims == 2 and scan.label.ndim == 3
+    return task.dims == 2 and len(scan.space) == 3
 
 
 def prepare_image(scan: Scan, task: Task) -> Tensor:
@@ -44,10 +45,22 @@ def prepare_image(scan: Scan, task: Task) -> Tensor:
 
 
 def prepare_label(scan: Scan, task: Task) -> Tensor:
-    """Bring the label to the image's grid by nearest neighbour: uint8 [slices, *grid]."""
-    label = torch.from_numpy(np.array(scan.label, dtype=np.uint8, order="C"))
+    """Bring the label to the image's grid: uint8 [slices, *grid] by nearest neighbour.
+
+    A soft label becomes float32 [slices, classes - 1, *grid] as images are resampled, so that a pixel holds its share.
+    """
+    label = torch.from_numpy(np.array(scan.label, dtype=np.float32 if task.soft else np.uint8, order="C"))
     label = label.movedim(-1, 0) if is_sliced(scan, task) else label[None]
-    return functional.interpolate(label[None], _grid(scan, task), mode="nearest-exact")[0].contiguous()
+    grid = _grid(scan, task)
+    if task.soft:
+        return resample(label.flatten(0, 1), grid).reshape(*label.shape[:2], *grid).clamp(0, 1)
+    return functional.interpolate(label[None], grid, mode="nearest-exact")[0].contiguous()
+
+
+def hardened(label: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Class numbers [*space] from shares [classes - 1, *space]: the largest where it is above one half, else 0."""
+    numbers: NDArray[np.uint8] = np.where(label.max(axis=0) > 0.5, label.argmax(axis=0) + 1, 0).astype(np.uint8)
+    return numbers
 
 
 def normalise(image: Tensor, task: Task) -> Tensor:
@@ -77,12 +90,14 @@ def resample(image: Tensor, grid: tuple[int, ...]) -> Tensor:
 def augment(
     image: Tensor, label: Tensor, names: Collection[Augmentation], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Change float32 [channels, *size] and uint8 [*size] at random; geometry acts on both, intensity on the image.
+    """Change an image [channels, *size] and its label at random; geometry acts on both, intensity on the image.
+
+    The label is as `prepare_label` makes it: uint8 [*size], or float32 [classes - 1, *size] with shares.
 
     Every sample is worked on alone, so that its bits do not depend on its neighbours in the batch.
     """
     if "flip" in names:
-        axes = [axis for axis in range(-label.ndim, 0) if rng.random() < 0.5]
+        axes = [axis for axis in range(1 - image.ndim, 0) if rng.random() < 0.5]
         image, label = image.flip(axes), label.flip(axes)
     if "rotate" in names or "scale" in names:
         angle = rng.uniform(-ANGLE, ANGLE) if "rotate" in names else 0.0
@@ -103,25 +118,28 @@ def augment(
 def turn(image: Tensor, label: Tensor, angle: float, zoom: float) -> tuple[Tensor, Tensor]:
     """Rotate by `angle` (radians) in the plane of the first two axes and enlarge by `zoom`, about the centre.
 
-    Linear for the image, nearest for the label; what comes in from outside repeats the border.
+    Linear for the image and a soft label, nearest for class numbers; what comes in from outside repeats the border.
     """
-    size = np.array(label.shape, dtype=np.float64)
+    space = tuple(image.shape[1:])
+    size = np.array(space, dtype=np.float64)
     matrix = np.eye(len(size))
     cos, sin = math.cos(angle), math.sin(angle)
     matrix[:2, :2] = [[cos, -sin], [sin, cos]]
     # from voxels about the centre to PyTorch's coordinates: -1 to 1 along every axis, the last axis first
     theta = (matrix / zoom * size[None, :] / size[:, None])[::-1, ::-1]
     affine = torch.from_numpy(np.hstack([theta, np.zeros((len(size), 1))]).astype(np.float32))[None]
-    grid = functional.affine_grid(affine, [1, 1, *label.shape], align_corners=False)
-    turned = functional.grid_sample(image[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
-    mask = functional.grid_sample(
-        label[None, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
-    )
-    return turned, mask[0, 0].to(torch.uint8)
+    grid = functional.affine_grid(affine, [1, 1, *space], align_corners=False)
+
+    def sampled(values: Tensor, mode: str) -> Tensor:
+        return functional.grid_sample(values[None], grid, mode=mode, padding_mode="border", align_corners=False)[0]
+
+    if label.is_floating_point():
+        return sampled(image, "bilinear"), sampled(label, "bilinear").clamp(0, 1)
+    return sampled(image, "bilinear"), sampled(label[None].float(), "nearest")[0].to(torch.uint8)
 
 
 def _grid(scan: Scan, task: Task) -> tuple[int, ...]:
-    space = scan.label.shape[: task.dims]
+    space = scan.space[: task.dims]
     if task.fit == "resize":
         return task.size
     if task.spacing is None:

@@ -170,14 +170,34 @@ TASKS: Mapping[str, PhantomTask] = MappingProxyType(
 )
 
 
-def painted(layers: Sequence[Layer], tone: Callable[[float], float], air: float) -> tuple[Array, NDArray[np.uint8]]:
-    """Paint the layers over `air`: brightness (float64) and label (uint8), both [*space].
+def painted(layers: Sequence[Layer], tone: Callable[[float], float], air: float) -> Array:
+    """Paint the layers over `air`: brightness, float64 [*space].
 
     `tone` maps a tissue's reference brightness to the hospital's; it comes before the mixing of tissues at edges.
     """
     image = np.full_like(layers[0].cover, air)
-    label = np.zeros(image.shape, np.uint8)
     for layer in layers:
         image += layer.cover * (tone(layer.brightness) - image)
+    return image
+
+
+def numbered(layers: Sequence[Layer]) -> NDArray[np.uint8]:
+    """Each pixel's class number, uint8 [*space]: that of the front-most layer that covers half of it."""
+    label = np.zeros(layers[0].cover.shape, np.uint8)
+    for layer in layers:
         label[layer.cover >= 0.5] = layer.label
-    return image, label
+    return label
+
+
+def shares(layers: Sequence[Layer], structures: int) -> NDArray[np.float32]:
+    """Each structure's visible share of each pixel, float32 [structures, *space], in thousandths.
+
+    Rounded as images are, to be the same on every machine.
+    """
+    label = np.zeros((structures, *layers[0].cover.shape))
+    for layer in layers:
+        label *= 1 - layer.cover
+        if layer.label:
+            label[layer.label - 1] += layer.cover
+    thousandths: Array = np.rint(1000 * label)
+    return (thousandths / 1000).astype(np.float32)

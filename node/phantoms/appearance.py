@@ -34,11 +34,11 @@ class Appearance:
         """What a tissue of the reference hospital's `brightness` becomes here."""
         return float(np.interp(brightness, np.linspace(0, 1, len(self.tones)), self.tones))
 
-    def acquire(self, layers: list[Layer], channels: int, rng: Rng) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Image a patient: float32 [channels, *space] of whole numbers, and the label, uint8 [*space]."""
+    def acquire(self, layers: list[Layer], channels: int, rng: Rng) -> NDArray[np.float32]:
+        """Image a patient: float32 [channels, *space] of whole numbers."""
         from scipy.ndimage import gaussian_filter
 
-        image, label = painted(layers, self.tone, self.air)
+        image = painted(layers, self.tone, self.air)
         in_plane = np.array([1.0, 1.0] + [0.0] * (image.ndim - 2))
         image *= 1 + TEXTURE * gaussian_filter(rng.normal(size=image.shape), 1.5 * in_plane)
         image *= 1 + self.bias * _field(image.shape, rng)
@@ -50,7 +50,7 @@ class Appearance:
             scanned = np.hypot(scanned, self.noise * rng.normal(size=scanned.shape))
         bright = np.clip(_resized(scanned, image.shape[:2]), 0, None) ** self.gamma
         powers = (1.0,) if channels == 1 else self.stain
-        return np.stack([np.rint(WHITE * bright**power) for power in powers]).astype(np.float32), label
+        return np.stack([np.rint(WHITE * bright**power) for power in powers]).astype(np.float32)
 
 
 def _resized(image: Array, plane: Sequence[int]) -> Array:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from node.data.source import Problem, Scan, Unreadable
-from node.phantoms.anatomy import HEIGHT, TASKS, Grid, Rng
+from node.phantoms.anatomy import HEIGHT, TASKS, Grid, Rng, numbered, shares
 from node.phantoms.appearance import APPEARANCES, WHITE
 from protos.plan import PhantomSite, Task
 
@@ -27,6 +27,7 @@ class PhantomSource:
         check_phantom(phantom, task)
         self._phantom = phantom
         self._channels = task.channels
+        self._soft = task.soft
         self._numbers = {f"case-{number:03d}": number for number in range(phantom.cases)}
 
     @property
@@ -53,7 +54,8 @@ class PhantomSource:
             spacing = (FIELD_MM / shape[0], FIELD_MM / shape[1], HEIGHT * FIELD_MM / slices)
         number = self._numbers[name]
         layers = anatomy.draw(Grid.of(shape), self._rng("patient", number))
-        image, label = appearance.acquire(layers, self._channels, self._rng("scan", number))
+        image = appearance.acquire(layers, self._channels, self._rng("scan", number))
+        label = shares(layers, len(anatomy.classes)) if self._soft else numbered(layers)
         return Scan(name, image, label, spacing)
 
     def _rng(self, purpose: str, number: int) -> Rng:
@@ -91,12 +93,14 @@ def write_phantoms(
 ) -> None:
     """Write the cases of a synthetic hospital below `folder` as `images/*` and `labels/*` with equal base names.
 
+    Labels hold class numbers, also for soft tasks.
+
     Volumes are `.nii.gz` (images int16, bit for bit those of PhantomSource; colours lie along a fourth axis), pictures
     are `.png`: 8 bits, so that their images are coarser than PhantomSource's and clipped at 1.2 times white.
     `progress` is called after each case with (cases done, cases in all). Raises ValueError as PhantomSource does, and
     FileExistsError when `folder` holds images or labels already, since old cases would mix with new ones.
     """
-    source = PhantomSource(phantom, task)
+    source = PhantomSource(phantom, task.model_copy(update={"soft": False}))
     for kind in ("images", "labels"):
         if (folder / kind).exists():
             raise FileExistsError(f"{folder / kind} is there already; remove it or give another folder.")

@@ -14,7 +14,7 @@ from protos.handover import Handover, Kind
 from protos.plan import Record
 from strategies.gathering import Ask, Average, Gathering, Reply, Stop
 from strategies.strategy import Strategy
-from strategies.training import train
+from strategies.training import learning_rate, stretch, train, visit_steps
 from strategies.visit import Departure, Visit
 
 
@@ -27,8 +27,9 @@ class FedAvgParameters(Record):
 class JointFedAvg(Strategy):
     """Local optimizer steps at all sites, then the average of their weights, weighted by their training samples.
 
-    `steps` times the number of sites updates in all, `batch_size` samples per update spread over the sites in
-    proportion to their size (at least one each); every round begins with a fresh local optimizer.
+    As many updates in all as visits to all sites would make, `batch_size` samples per update spread over the sites in
+    proportion to their size (at least one each); every round begins with a fresh local optimizer, and keeps the
+    learning rate of its first update.
     """
 
     name = "joint-fedavg"
@@ -49,11 +50,10 @@ class JointFedAvg(Strategy):
     def visit(self, visit: Visit) -> Departure:
         """A few ordinary steps from the arrived average."""
         model = self.loaded(visit.handover, visit.device)
-        steps, batch_size = int(visit.args["steps"]), int(visit.args["batch_size"])
-        training = self.plan.training.model_copy(update={"steps": steps, "batch_size": batch_size})
+        training = stretch(self.plan.training, int(visit.args["steps"]), visit.args["lr"])
         metrics = train(
             model,
-            training,
+            training.model_copy(update={"batch_size": int(visit.args["batch_size"])}),
             visit,
             loss=lambda batch: self.loss(model, batch, None),
             first_step=int(visit.args["first_step"]),
@@ -67,8 +67,8 @@ class _FedAvgRounds:
     def __init__(
         self, strategy: JointFedAvg, stop: Stop, handover: Handover, cases: Mapping[str, int], average: Average
     ) -> None:
-        training = strategy.plan.training
-        self._updates = training.steps * len(stop.sites)
+        self._training = training = strategy.plan.training
+        self._updates = sum(visit_steps(training, cases[site]) for site in stop.sites)
         self._local_steps = self.steps_per_round = strategy.parameters.local_steps
         self.rounds = -(-self._updates // self._local_steps)
         self._batch_sizes = apportion(training.batch_size, {site: cases[site] for site in stop.sites})
@@ -79,8 +79,9 @@ class _FedAvgRounds:
         """The same number of local steps everywhere; the last round may be shorter."""
         first = round * self._local_steps
         steps = min(self._local_steps, self._updates - first)
+        args = {"first_step": first, "steps": steps, "lr": learning_rate(self._training, first, self._updates, True)}
         for site, batch_size in self._batch_sizes.items():
-            yield site, Ask(self._handover, {"first_step": first, "steps": steps, "batch_size": batch_size})
+            yield site, Ask(self._handover, args | {"batch_size": batch_size})
 
     def receive(self, round: int, replies: Iterable[Reply]) -> None:
         """theta <- sum_j (n_j / n) theta_j."""

@@ -16,7 +16,7 @@ from protos.plan import NetworkChoice, Task
 
 def definition(task: Task, choice: NetworkChoice, dropout: float = 0.0) -> tuple[type[nn.Module], dict[str, Any]]:
     """MONAI's class and its keyword arguments (JSON holds them) for a network from [N, channels, *size] to logits
-    [N, classes, *size].
+    [N, classes, *size], without the background's channel for soft tasks.
 
     Raises ValueError, in one sentence, when `task.size` does not fit the network's levels.
     """
@@ -32,15 +32,16 @@ def definition(task: Task, choice: NetworkChoice, dropout: float = 0.0) -> tuple
             f"network: at the lowest level task.size {list(task.size)} leaves a single pixel, which InstanceNorm "
             "cannot normalise; use fewer levels in network.channels or a larger task.size."
         )
+    outputs = len(task.classes) - task.soft
     norm: tuple[str, dict[str, Any]] = ("instance", {"affine": True})
     if choice.norm == "group":
-        # with residual units MONAI normalises the top layer too, over the classes
-        top = (len(task.classes),) if choice.residual_units else ()
+        # with residual units MONAI normalises the top layer too, over the outputs
+        top = (outputs,) if choice.residual_units else ()
         norm = ("group", {"num_groups": gcd(8, *choice.channels, *top), "affine": True})
     common = {
         "spatial_dims": task.dims,
         "in_channels": task.channels,
-        "out_channels": len(task.classes),
+        "out_channels": outputs,
         "norm": norm,
         "dropout": dropout,
     }

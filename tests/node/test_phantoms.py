@@ -184,7 +184,7 @@ def test_every_knob_of_a_scanner_does_what_it_says() -> None:
     air = layers[0].cover == 0
 
     def picture(**changes: Any) -> Array:
-        image, _ = replace(plain, **changes).acquire(layers, 1, np.random.default_rng(0))
+        image = replace(plain, **changes).acquire(layers, 1, np.random.default_rng(0))
         return np.asarray(image[0], np.float64)
 
     def edges(image: Array) -> float:
