@@ -36,7 +36,9 @@ class Clock(Listener):
         self._began = self._ended = 0.0
         self._scored = 0
 
-    def stop_began(self, stop: int, sites: tuple[str, ...], rounds: int, done: int) -> None:
+    def stop_began(
+        self, stop: int, sites: tuple[str, ...], rounds: int, done: int, rehearsing: tuple[str, ...] = ()
+    ) -> None:
         self._began = time.process_time()
 
     def stop_ended(self, stop: int, sites: tuple[str, ...], seconds: float) -> None:

@@ -6,6 +6,7 @@ randomness and no state lives here that a fresh process could not read back.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -63,7 +64,11 @@ class Conductor:
             self._listener.run_ended(self._run, "done")
             return "done"
         self._set_status("running")
-        status = {row.index: row.status for row in self._rows(stops)}
+        rows = {row.index: row for row in self._rows(stops)}
+        status = {index: row.status for index, row in rows.items()}
+        stops = tuple(
+            replace(stop, rehearsing=tuple(rows[stop.index].rehearsing)) for stop in stops
+        )  # less the skipped
         open_stops = [stop for stop in stops if status[stop.index] not in SETTLED]
         self._listener.run_began(self._run, len(stops), len(stops) - len(open_stops))
         samples = self._describe(open_stops, fresh=len(open_stops) == len(stops))
@@ -91,6 +96,7 @@ class Conductor:
                         sites=list(stop.sites),
                         action=stop.action,
                         follows=stop.follows,
+                        rehearsing=list(stop.rehearsing),
                         status="pending",
                     )
                     for stop in stops
@@ -101,10 +107,12 @@ class Conductor:
     def _describe(self, open_stops: list[Stop], fresh: bool) -> dict[str, int]:
         """Ask every site what it has, so that one without usable cases is known before hours of training.
 
-        A run that goes on can do without a site that none of its open stops needs: its scores will be missing.
+        A run that goes on can do without a site that none of its open stops needs: its scores will be missing. A site
+        that only rehearses must answer, but may have archived its cases: its memory is a copy.
         Returns the training samples of the sites at which the rounds of a stop are dealt out.
         """
         visited = {site for stop in open_stops for site in stop.sites}
+        rehearsing = {site for stop in open_stops for site in stop.rehearsing}
         dealt = {site for stop in open_stops if stop.action != "visit" for site in stop.sites}
         samples = {}
 
@@ -117,7 +125,7 @@ class Conductor:
             needed = ("train", self._plan.scored) if answer.site in visited else (self._plan.scored,)
             found = _short_of_cases(answer, needed)
             if isinstance(found, SiteFailure):
-                if fresh or found.site in visited:
+                if fresh or found.site in visited or (answer is found and found.site in rehearsing):
                     raise self._failed(None, found)
             else:
                 samples[found.site] = int(found.metrics.get("samples", 0))
@@ -137,7 +145,7 @@ class Conductor:
         gathering = self._strategy.gather(stop, handover, samples, average)
         if state is not None:
             gathering.restore(load(self._vault.get(state)))
-        self._listener.stop_began(stop.index, stop.sites, gathering.rounds, rounds_done)
+        self._listener.stop_began(stop.index, stop.sites, gathering.rounds, rounds_done, stop.rehearsing)
         metrics: dict[str, Any] = {}
         rounds_kept = max(1, self._plan.training.checkpoint_every // gathering.steps_per_round)
         for number in range(rounds_done, gathering.rounds):

@@ -116,7 +116,7 @@ def _stops_table(summary: RunSummary) -> Table:
         elif stop.code is not None:
             note = f"{stop.failed_at}: {stop.code}"
         seconds = "" if stop.seconds is None else f"{stop.seconds:.1f}"
-        table.add_row(str(stop.index), escape(", ".join(stop.sites)), stop.status, seconds, escape(note))
+        table.add_row(str(stop.index), escape(stop.where), stop.status, seconds, escape(note))
     return table
 
 

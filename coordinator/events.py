@@ -10,8 +10,10 @@ class Listener:
     def describing(self, site: str) -> None:
         """A site is asked to describe itself: it reads its cases, so its answer may be long in coming."""
 
-    def stop_began(self, stop: int, sites: tuple[str, ...], rounds: int, done: int) -> None:
-        """A stop begins; `done` of its rounds were done before a crash."""
+    def stop_began(
+        self, stop: int, sites: tuple[str, ...], rounds: int, done: int, rehearsing: tuple[str, ...] = ()
+    ) -> None:
+        """A stop begins; `done` of its rounds were done before a crash, `rehearsing` sites take part from memory."""
 
     def stepped(self, stop: int, site: str, step: int, steps: int, loss: float | None) -> None:
         """A step within a visit, or a round within a stop of many rounds."""

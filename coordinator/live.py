@@ -70,15 +70,19 @@ class Live(Listener):
         """Note beside the run's bar whose cases are being read."""
         self._wait_for(f"reading {site}", f"reading {site}")
 
-    def stop_began(self, stop: int, sites: tuple[str, ...], rounds: int, done: int) -> None:
+    def stop_began(
+        self, stop: int, sites: tuple[str, ...], rounds: int, done: int, rehearsing: tuple[str, ...] = ()
+    ) -> None:
         """Open the visit's bar."""
         # a wait's note has had its time, a score's stays
         self._wait_for(None if self._wait is None else "", f"stop {stop} at {_where(sites)}: reading its cases")
         self._rounds = rounds
         self._line_due = time.monotonic() + LINE_SECONDS
-        self._visit = self._bars.add_task(
-            f"stop {stop} at {escape(_where(sites))}", total=rounds if rounds > 1 else None, completed=done, note=""
-        )
+        where = f"stop {stop} at {_where(sites)}"
+        if rehearsing:
+            where += f", rehearsing at {', '.join(rehearsing) if len(rehearsing) <= 3 else _where(rehearsing)}"
+            self._say(where)
+        self._visit = self._bars.add_task(escape(where), total=rounds if rounds > 1 else None, completed=done, note="")
 
     def stepped(self, stop: int, site: str, step: int, steps: int, loss: float | None) -> None:
         """Move the visit's bar; within a stop of many rounds only whole rounds count."""

@@ -84,6 +84,7 @@ def _stop(row: StopRow) -> Stop:
         why=row.skipped_why,
         failed_at=error.get("site"),
         code=error.get("code"),
+        rehearsing=tuple(row.rehearsing),
     )
 
 

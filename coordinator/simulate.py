@@ -105,7 +105,7 @@ def carry_out(run: str, home: Home, *, device: str, listener: Listener) -> None:
     row = home.store().run(run)
     scenario = Scenario.model_validate(row.scenario)
     every = {site.name for site in (*scenario.sites, *scenario.unseen)}
-    open_sites = {site for stop in row.stops if stop.status not in SETTLED for site in stop.sites}
+    open_sites = {site for stop in row.stops if stop.status not in SETTLED for site in (*stop.sites, *stop.rehearsing)}
     may_be_gone = every - open_sites if row.stops else ()  # a run that goes on can do without the others
     sites = simulated_sites(scenario, Path(row.data or "."), home.folder, device, may_be_gone=may_be_gone)
     context = Context(

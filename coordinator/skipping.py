@@ -1,5 +1,7 @@
 """Letting a run go on without a stop, in the name of a person who answers for it."""
 
+from sqlalchemy import select
+
 from coordinator.home import Home, alone
 from coordinator.store import SETTLED, StopRow
 
@@ -21,3 +23,6 @@ def skip(run: str, stop: int, home: Home, *, by: str, why: str) -> None:
         if row.status in SETTLED:
             raise NotSkippable(f"Stop {stop} of run {run} is {row.status} already; only an unfinished stop is skipped.")
         row.status, row.skipped_by, row.skipped_why, row.rounds_state = "skipped", by, why, None
+        # its sites keep no case, or not surely, and may be gone
+        for later in session.scalars(select(StopRow).where(StopRow.run_id == run, StopRow.index > stop)):
+            later.rehearsing = [site for site in later.rehearsing if site not in row.sites]

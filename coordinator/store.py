@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-REVISION = "0001"  # the newest migration; a test holds it to Alembic's own answer
+REVISION = "0002"  # the newest migration; a test holds it to Alembic's own answer
 
 SETTLED = ("done", "skipped")  # stops that a run does not come back to
 
@@ -69,6 +69,7 @@ class StopRow(Base):
     sites: Mapped[list[str]]
     action: Mapped[str] = mapped_column(String(32))
     follows: Mapped[int | None]  # the stop whose handover arrives; null: the first handover
+    rehearsing: Mapped[list[str]] = mapped_column(default=list)  # sites that take part with the cases they keep
     status: Mapped[str] = mapped_column(String(16), default="pending")  # StopStatus
     artifact: Mapped[str | None] = mapped_column(String(64))  # vault address of the handover it ended with
     weights_sha256: Mapped[str | None] = mapped_column(String(64))

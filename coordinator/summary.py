@@ -30,6 +30,13 @@ class Stop:
     why: str | None = None  # of a skip
     failed_at: str | None = None  # the site that refused or failed
     code: str | None = None  # of the failure
+    rehearsing: tuple[str, ...] = ()  # sites that took part with the cases they keep
+
+    @property
+    def where(self) -> str:
+        """All sites that take part, in words."""
+        rehearsal = f", rehearsing at {', '.join(self.rehearsing)}" if self.rehearsing else ""
+        return ", ".join(self.sites) + rehearsal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The node's Flower ClientApp: describe the site, learn at it, score at it, all behind the guard."""
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from node.data.site import EmptySite, SiteData
 from node.database import open_database
 from node.declarations import declare, installed
 from node.guard import make_guard
+from node.memory import SiteMemory
 from node.scoring import overlay_png, score_site
 from node.settings import SiteSettings
 from protos.handover import Handover
@@ -21,7 +23,7 @@ from protos.refusals import Refusal, RefusalCode
 from strategies.randomness import Seeds
 from strategies.visit import Visit
 
-_cache = SiteCache(budget=2 * 2**30)  # over all the sites that live in this process
+_cache: SiteCache[SiteData] = SiteCache(budget=2 * 2**30)  # over all the sites that live in this process
 
 _guard = make_guard(declare)
 
@@ -53,25 +55,32 @@ def describe(message: Message, context: Context) -> Message:
 
 @app.train("visit")
 def visit(message: Message, context: Context) -> Message:
-    """Let the strategy learn on the site's training data; only what it declared is in the reply."""
+    """Let the strategy learn on the site's training data; only what it declared is in the reply.
+
+    What a rehearsal does not need, the training data, is not opened: it may be archived by then.
+    """
     settings, request, handover = _open(message, context)
     assert handover is not None  # the guard has checked
-    data = _site_data(settings, request)
-    train = _samples(data, "train")
-    strategy = installed(request.plan)
-    departure = strategy.visit(
+    data = cache(lambda: _site_data(settings, request))
+
+    def drawn_from() -> str:
+        _samples(data(), "train")  # finds the unusable cases
+        return data().fingerprint("train")
+
+    departure = installed(request.plan).visit(
         Visit(
             action=request.action,
             handover=handover,
-            train=train,
-            val=OnDemand(lambda: data.samples("val")),
+            train=OnDemand(lambda: _samples(data(), "train")),
+            val=OnDemand(lambda: data().samples("val")),
             seeds=Seeds(request.plan.seed, request.stop, request.site),
             args=request.args,
             device=torch.device(settings.device),
             report=lambda step, steps, scalars: progress.report(
                 progress.Step(request.run, request.stop, request.site, step, steps, scalars)
             ),
-            checkpoint=checkpoints.VisitCheckpoint(settings.home, request, data.fingerprint("train")),
+            checkpoint=checkpoints.VisitCheckpoint(settings.home, request, drawn_from),
+            memory=SiteMemory(settings.home, request, data),
             first=request.first,
         )
     )

@@ -1,27 +1,33 @@
 """Where a long visit keeps its place on the node's own disk: one safetensors file per visit, replaced atomically."""
 
-import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from node.files import replace_file
 from protos.messages import Request
 
 
 class VisitCheckpoint:
     """The checkpoint of one visit (one round of one stop of one run), below the node's home.
 
-    `samples` says which training cases its steps were drawn from: with others they cannot go on.
+    `samples` says which training cases its steps are drawn from: with others they cannot go on. It is asked when the
+    first checkpoint is looked for or made, since it may take decoding the cases.
     """
 
-    def __init__(self, home: Path, request: Request, samples: str) -> None:
+    def __init__(self, home: Path, request: Request, samples: Callable[[], str]) -> None:
         self._path = _folder(home, request.run) / f"{request.stop}-{request.round}.safetensors"
-        self._belongs = {"plan": request.plan.digest(), "samples": samples}
+        self._plan = request.plan.digest()
+        self._samples = samples
+
+    @cached_property
+    def _belongs(self) -> dict[str, str]:
+        return {"plan": self._plan, "samples": self._samples()}
 
     def load(self) -> tuple[int, dict[str, torch.Tensor]] | None:
         """The last saved step and tensors; None when there are none or they belong to another plan or other data."""
@@ -38,13 +44,8 @@ class VisitCheckpoint:
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write, sync, rename: a crash leaves the old checkpoint or the new one."""
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         data = save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {"step": str(step)} | self._belongs)
-        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".new-", delete=False) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(self._path)
+        replace_file(self._path, data)
         # The rename need not be synced: if a power cut takes it back, the older checkpoint is still whole.
 
 

@@ -17,6 +17,7 @@ class Stop:
     sites: tuple[str, ...]  # one for a visit; several when a stop gathers what they return
     follows: int | None  # the stop whose handover arrives here; None: the first handover
     action: str = "visit"
+    rehearsing: tuple[str, ...] = ()  # sites of earlier stops that take part with the cases they keep in memory
 
 
 @dataclass(frozen=True)

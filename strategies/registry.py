@@ -13,6 +13,7 @@ STRATEGIES: dict[str, str] = {
     "individual": "strategies.baselines.individual:Individual",
     "joint": "strategies.baselines.joint:Joint",
     "joint-fedavg": "strategies.baselines.joint_fedavg:JointFedAvg",
+    "replay": "strategies.rehearsal.replay:Replay",
     "l2": "strategies.regularisation.l2:L2",
     "dropout": "strategies.regularisation.dropout:Dropout",
 }

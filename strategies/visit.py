@@ -27,6 +27,18 @@ class Checkpoint(Protocol):
         ...
 
 
+class Memory(Protocol):
+    """The training cases that a site keeps for rehearsal in one run, for ever; they stay in the site's own store."""
+
+    def keep(self, cases: int, seed: int) -> None:
+        """Keep at most `cases` of the site's training cases, chosen by `seed`; what is kept is never chosen anew."""
+        ...
+
+    def samples(self) -> Samples:
+        """The samples of the cases kept, augmented as training samples are; none where nothing was kept."""
+        ...
+
+
 @dataclass(frozen=True)
 class Visit:
     """One stay of the model at one site; everything a strategy may see there."""
@@ -40,6 +52,7 @@ class Visit:
     device: torch.device
     report: Report
     checkpoint: Checkpoint
+    memory: Memory
     first: bool = False  # no visit came before: what arrived is the first handover
 
 

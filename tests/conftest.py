@@ -45,7 +45,9 @@ class Recorder(Listener):
     def run_began(self, run: str, stops: int, done: int) -> None:
         self._note("run began", stops, done)
 
-    def stop_began(self, stop: int, sites: tuple[str, ...], rounds: int, done: int) -> None:
+    def stop_began(
+        self, stop: int, sites: tuple[str, ...], rounds: int, done: int, rehearsing: tuple[str, ...] = ()
+    ) -> None:
         self._note("stop began", stop, sites, rounds, done)
 
     def stepped(self, stop: int, site: str, step: int, steps: int, loss: float | None) -> None:

@@ -2,11 +2,22 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Generic, Protocol, TypeVar
 
-from node.data.site import SiteData
+
+class Decoded(Protocol):
+    """Cases of a site, decoded."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held at present."""
+        ...
 
 
-class SiteCache:
+DecodedT = TypeVar("DecodedT", bound=Decoded)
+
+
+class SiteCache(Generic[DecodedT]):
     """The most recently used sites, up to a budget in bytes; the one in use is always kept.
 
     A site decodes lazily, so its size is taken when the next one is asked for.
@@ -14,11 +25,11 @@ class SiteCache:
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._sites: OrderedDict[Hashable, SiteData] = OrderedDict()
+        self._sites: OrderedDict[Hashable, DecodedT] = OrderedDict()
         self._sizes: dict[Hashable, int] = {}
         self._total = 0
 
-    def get(self, key: Hashable, open_site: Callable[[], SiteData]) -> SiteData:
+    def get(self, key: Hashable, open_site: Callable[[], DecodedT]) -> DecodedT:
         """The site kept under `key`, or the one that `open_site` opens."""
         if self._sites:
             self._measure(next(reversed(self._sites)))

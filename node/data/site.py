@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from node.data.samples import Sample, SiteSamples, TestCase, samples_of
@@ -77,6 +77,15 @@ class SiteData:
         if part == "train":
             self._require(part)
         return self._samples[part]
+
+    def training_scans(self, rank: Callable[[str], bytes]) -> Iterator[Scan]:
+        """The training cases on their native grid, by rising `rank` of their names; unreadable ones are left out.
+
+        Cases are decoded one by one as the iteration comes to them, and not kept.
+        """
+        for name in sorted(self._names["train"], key=rank):
+            if (scan := self._load("train", name)) is not None:
+                yield scan
 
     def scored_cases(self) -> Iterator[TestCase]:
         """All cases of the part that the plan scores, in the order of their names; raises EmptySite if none is left.

@@ -13,14 +13,12 @@ import numpy as np
 import torch
 
 from protos.declaration import Declaration
-from protos.handover import Handover, HandoverSchema, Kind
+from protos.handover import Handover
 from strategies.gathering import Ask, Average, Gathering, Reply, Stop
+from strategies.gradients import Descent, add, departure, update, update_declaration
 from strategies.randomness import Seeds, permutation
-from strategies.strategy import COUNT, LOSS, Strategy, specs
-from strategies.training import draw, finite, gradient, make_optimizer, restore, snapshot
-from strategies.visit import Departure, Visit, seeded
-
-UPDATE = "update/"  # marks a tensor of kind `weights` as a gradient
+from strategies.strategy import Strategy
+from strategies.visit import Departure, Visit
 
 
 class Joint(Strategy):
@@ -35,11 +33,8 @@ class Joint(Strategy):
         return (Stop(0, self.plan.sites, follows=None, action="gradient"),)
 
     def declares(self, action: str) -> Declaration:
-        """A gradient has one tensor per trainable parameter, under `weights`, marked as an update."""
-        with torch.device("meta"):
-            parameters = dict(self.network().named_parameters())
-        updates = {f"{UPDATE}{name}": spec for name, spec in specs(parameters).items()}
-        return Declaration(HandoverSchema({Kind.WEIGHTS: updates}), {"samples": COUNT, "loss": LOSS})
+        """A gradient."""
+        return update_declaration(self)
 
     def gather(self, stop: Stop, handover: Handover, cases: Mapping[str, int], average: Average) -> Gathering:
         """Deal out every batch, sum the gradients, step."""
@@ -47,18 +42,13 @@ class Joint(Strategy):
 
     def visit(self, visit: Visit) -> Departure:
         """The mean gradient over the asked-for samples of the site's shuffled stream, at the arrived weights."""
-        model = self.loaded(visit.handover, visit.device)
-        model.train()
-        position, count = int(visit.args["position"]), int(visit.args["count"])
-        with seeded(visit.seeds("step", int(visit.args["update"])), visit.device):
-            value = self.loss(model, draw(visit, position, count), None)
-            updates = gradient(model, value)
-        handover = Handover.of(weights={f"{UPDATE}{name}": g for name, g in updates.items()})
-        return Departure(handover, {"samples": count, "loss": finite(value)})
+        position, count, step = (int(visit.args[key]) for key in ("position", "count", "update"))
+        updates, loss = update(self, visit, position=position, count=count, step=step)
+        return departure(updates, {"samples": count, "loss": loss})
 
 
 class _ExactJoint:
-    """The coordinator's part: the dealt-out batches and the optimizer, whose state lives here."""
+    """The coordinator's part: the dealt-out batches and the optimizer."""
 
     steps_per_round = 1
 
@@ -68,15 +58,14 @@ class _ExactJoint:
         self._cases = [cases[site] for site in stop.sites]
         self._seeds = Seeds(strategy.plan.seed, stop.index, "all sites")
         self.rounds = self._training.steps * len(stop.sites)
-        self._model = strategy.loaded(handover, torch.device("cpu"))
-        self._optimizer = make_optimizer(self._training, self._model)
+        self._descent = Descent(strategy, handover)
 
     def asks(self, round: int) -> Iterator[tuple[str, Ask]]:
         """Ask every site for the gradient over its part of the batch; a site without a part is not asked."""
         size = self._training.batch_size
         before = self._dealt(round * size)
         after = self._dealt((round + 1) * size)
-        handover = Handover.of(weights=self._model.state_dict())
+        handover = self._descent.handover()
         for number, site in enumerate(self._sites):
             if count := after[number] - before[number]:
                 yield site, Ask(handover, {"position": before[number], "count": count, "update": round})
@@ -93,23 +82,19 @@ class _ExactJoint:
 
     def receive(self, round: int, replies: Iterable[Reply]) -> None:
         """theta <- optimizer(theta, sum_j (b_j / b) * gradient_j)."""
-        self._optimizer.zero_grad(set_to_none=True)
-        parameters = dict(self._model.named_parameters())
+        total: dict[str, torch.Tensor] = {}
         for reply in replies:
-            share = reply.metrics["samples"] / self._training.batch_size
-            for name, tensor in reply.handover.state(Kind.WEIGHTS).items():
-                parameter = parameters[name.removeprefix(UPDATE)]
-                parameter.grad = tensor * share if parameter.grad is None else parameter.grad.add_(tensor, alpha=share)
-        self._optimizer.step()
+            add(total, reply, reply.metrics["samples"] / self._training.batch_size)
+        self._descent.step(total)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights and optimizer state."""
-        return snapshot(self._model, self._optimizer)
+        return self._descent.state()
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from a round's end."""
-        restore(state, self._model, self._optimizer)
+        self._descent.restore(state)
 
     def result(self) -> Handover:
         """The jointly trained weights."""
-        return Handover.of(weights=self._model.state_dict())
+        return self._descent.handover()

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from protos.handover import Handover, HandoverSchema, Kind
 from protos.plan import NetworkChoice, Plan, StrategyChoice, Task, Training
-from strategies.data import Batch
+from strategies.data import Batch, Samples
 from strategies.gathering import Ask, Reply, Stop
 from strategies.randomness import Seeds
 from strategies.registry import strategy_for
@@ -28,6 +28,7 @@ VIVID: Mapping[str, Mapping[str, Any]] = {
     "l2": {"strength": 5.0},
     "dropout": {"p": 0.3},
     "joint-fedavg": {"local_steps": 3},
+    "replay": {"cases": 2},
 }
 
 
@@ -92,6 +93,7 @@ class Shelf:
     stops: dict[int, bytes] = field(default_factory=dict)
     rounds: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     visits: dict[tuple[int, int, str], tuple[int, bytes]] = field(default_factory=dict)
+    memories: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,39 @@ class Slot:
     def save(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """See strategies.visit.Checkpoint."""
         self.shelf.visits[self.key] = (step, save(dict(tensors)))
+
+
+@dataclass(frozen=True)
+class Some:
+    """A few of a site's samples."""
+
+    whole: Samples
+    chosen: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
+        """As strategies.data.Samples says."""
+        return self.whole.batch([self.chosen[index] for index in indices], seeds)
+
+
+@dataclass(frozen=True)
+class ShelvedMemory:
+    """The memory of one site, kept on the shelf as indices: every sample is a case."""
+
+    shelf: Shelf
+    site: str
+    train: Samples
+
+    def keep(self, cases: int, seed: int) -> None:
+        """See strategies.visit.Memory."""
+        order = np.random.default_rng(seed).permutation(len(self.train))
+        self.shelf.memories.setdefault(self.site, tuple(map(int, order[:cases])))
+
+    def samples(self) -> Some:
+        """See strategies.visit.Memory."""
+        return Some(self.train, self.shelf.memories.get(self.site, ()))
 
 
 def conduct(
@@ -166,6 +201,7 @@ def answer(plan: Plan, stop: Stop, site: str, ask: Ask, samples: Blobs, slot: Sl
             device=CPU,
             report=lambda step, steps, scalars: pulse(),
             checkpoint=slot,
+            memory=ShelvedMemory(slot.shelf, site, samples),
             first=stop.follows is None,
         )
     )

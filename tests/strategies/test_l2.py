@@ -11,7 +11,7 @@ from strategies.randomness import Seeds
 from strategies.registry import strategy_for
 from strategies.training import gradient
 from strategies.visit import Visit
-from tests.strategies.harness import CPU, Blobs, Shelf, Slot, conduct, make_plan, make_sites
+from tests.strategies.harness import CPU, Blobs, Shelf, ShelvedMemory, Slot, conduct, make_plan, make_sites
 
 
 def arrival(plan: Plan, stop: int = 1) -> tuple[Any, torch.nn.Module, Any]:
@@ -28,6 +28,7 @@ def arrival(plan: Plan, stop: int = 1) -> tuple[Any, torch.nn.Module, Any]:
         device=CPU,
         report=lambda step, steps, scalars: None,
         checkpoint=Slot(Shelf(), (stop, 0, "A")),
+        memory=ShelvedMemory(Shelf(), "A", samples),
         first=stop == 0,
     )
     model = strategy.loaded(visit.handover, CPU)

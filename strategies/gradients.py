@@ -1,0 +1,83 @@
+"""Gradients that travel: a site's update, and the optimizer at the coordinator that steps with what it is given."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from protos.declaration import Declaration
+from protos.handover import Handover, HandoverSchema, Kind
+from strategies.gathering import Reply
+from strategies.strategy import COUNT, LOSS, Strategy, specs
+from strategies.training import draw, finite, gradient, make_optimizer, restore, snapshot
+from strategies.visit import Departure, Visit, seeded
+
+UPDATE = "update/"  # marks a tensor of kind `weights` as a gradient
+
+
+def update_declaration(strategy: Strategy) -> Declaration:
+    """A gradient has one tensor per trainable parameter, under `weights`, marked as an update."""
+    with torch.device("meta"):
+        parameters = dict(strategy.network().named_parameters())
+    updates = {f"{UPDATE}{name}": spec for name, spec in specs(parameters).items()}
+    return Declaration(HandoverSchema({Kind.WEIGHTS: updates}), {"samples": COUNT, "loss": LOSS})
+
+
+def update(
+    strategy: Strategy, visit: Visit, *, position: int, count: int, step: int
+) -> tuple[dict[str, Tensor], float]:
+    """The mean gradient by parameter name, and the loss, at the arrived weights.
+
+    Over `count` >= 1 samples from `position` on of the shuffled stream of `visit.train`; `step` numbers the seed of
+    what the model draws. Every update that leaves a site is computed here. Raises FloatingPointError when training
+    has diverged.
+    """
+    model = strategy.loaded(visit.handover, visit.device)
+    model.train()
+    with seeded(visit.seeds("step", step), visit.device):
+        value = strategy.loss(model, draw(visit, position, count), None)
+        return gradient(model, value), finite(value)
+
+
+def no_update(strategy: Strategy, visit: Visit) -> dict[str, Tensor]:
+    """The update of a site that has no sample to draw: zeros."""
+    model = strategy.loaded(visit.handover, visit.device)
+    return {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+
+
+def departure(updates: Mapping[str, Tensor], metrics: Mapping[str, int | float]) -> Departure:
+    """Pack an update, each tensor marked as one."""
+    return Departure(Handover.of(weights={f"{UPDATE}{name}": tensor for name, tensor in updates.items()}), metrics)
+
+
+def add(total: dict[str, Tensor], reply: Reply, share: float) -> None:
+    """total <- total + share * the reply's update, by parameter name, in place; an empty total counts as zeros."""
+    for key, tensor in reply.handover.state(Kind.WEIGHTS).items():
+        name = key.removeprefix(UPDATE)
+        total[name] = total[name].add_(tensor, alpha=share) if name in total else tensor * share
+
+
+class Descent:
+    """The coordinator's model and its optimizer, whose state lives here."""
+
+    def __init__(self, strategy: Strategy, handover: Handover) -> None:
+        self._model = strategy.loaded(handover, torch.device("cpu"))
+        self._optimizer = make_optimizer(strategy.plan.training, self._model)
+
+    def handover(self) -> Handover:
+        """The weights as they are now."""
+        return Handover.of(weights=self._model.state_dict())
+
+    def step(self, total: Mapping[str, Tensor]) -> None:
+        """theta <- optimizer(theta, total), `total` by parameter name."""
+        for name, parameter in self._model.named_parameters():
+            parameter.grad = total[name]
+        self._optimizer.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and optimizer state."""
+        return snapshot(self._model, self._optimizer)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Bring both to what `state` returned."""
+        restore(state, self._model, self._optimizer)

@@ -1,0 +1,221 @@
+"""Experience replay in which every site's memory stays at that site.
+
+L' = L_current + L_memory (Naga Karthik et al. 2022, Eq. 2), where the memory M is the union of at most `cases` training
+cases per earlier site. As published it travels along with the model; here each site keeps its part and lends what is
+learnt from it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from protos.declaration import Declaration
+from protos.handover import Handover, Kind
+from protos.plan import Record
+from strategies.gathering import Ask, Average, Gathering, Reply, Stop
+from strategies.gradients import Descent, add, departure, no_update, update, update_declaration
+from strategies.strategy import Strategy
+from strategies.training import train
+from strategies.visit import Departure, Visit
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class ReplayParameters(Record):
+    """`cases` is the most that a site keeps; None divides what the current site takes over the earlier sites."""
+
+    mode: Literal["exact", "interleaved"] = "exact"
+    cases: Annotated[int, Field(ge=0)] = 20
+    weighting: Literal["equal", "counts"] = "equal"  # exact: Eq. 2, or the authors' pool of current and kept cases
+    memory_batch: Count | None = None  # exact: samples of each earlier site per update
+    local_steps: Count = 10  # interleaved: at the current site before the weights go round the earlier ones
+    memory_steps: Count | None = None  # interleaved: at each earlier site, each time round
+
+
+class Replay(Strategy):
+    """Train on at each site while the earlier sites rehearse what they keep.
+
+    exact: every update is one optimizer step, at the coordinator, with the current site's gradient and those of the
+    earlier sites' memories, all at the same weights, as if the memories were pooled.
+    interleaved: the weights hop from site to site for a few ordinary steps each, with a fresh optimizer at every hop.
+    Cheap and approximate: block-coordinate descent on the two parts of L', in which the last hop weighs most.
+    """
+
+    name = "replay"
+    summary = "earlier sites rehearse at most `cases` cases each, which stay at the site; gradients or weights travel"
+    source = "Naga Karthik et al. 2022"
+    Parameters = ReplayParameters
+    neutral = {"cases": 0}
+
+    parameters: ReplayParameters
+
+    @property
+    def _exact(self) -> bool:
+        return self.parameters.mode == "exact"
+
+    def itinerary(self) -> tuple[Stop, ...]:
+        """One stop per site, at which the sites before it rehearse."""
+        return tuple(
+            replace(
+                stop,
+                action="gradient" if self._exact else "steps",
+                rehearsing=self.plan.sites[: stop.index] if self.parameters.cases else (),
+            )
+            for stop in super().itinerary()
+        )
+
+    def declares(self, action: str) -> Declaration:
+        """A gradient, or the weights after a few steps."""
+        return update_declaration(self) if self._exact else super().declares(action)
+
+    def gather(self, stop: Stop, handover: Handover, cases: Mapping[str, int], average: Average) -> Gathering:
+        """Step with the gradients of all, or send the weights round."""
+        return _Exact(self, stop, handover) if self._exact else _Interleaved(self, stop, handover)
+
+    def visit(self, visit: Visit) -> Departure:
+        """Lend a gradient or a few steps, of the site's own cases or of those it keeps."""
+        if visit.args["rehearse"]:
+            # a hop over a memory is short, so that it has no place to keep
+            visit = replace(visit, train=visit.memory.samples(), checkpoint=_NoCheckpoint())
+        elif visit.args["position"] == 0 and self.parameters.cases:
+            visit.memory.keep(self.parameters.cases, visit.seeds("memory"))
+        return self._gradient(visit) if self._exact else self._steps(visit)
+
+    def _gradient(self, visit: Visit) -> Departure:
+        position, count, step = (int(visit.args[key]) for key in ("position", "count", "update"))
+        if not (samples := len(visit.train)):
+            return departure(no_update(self, visit), {"samples": 0})
+        updates, loss = update(self, visit, position=position, count=count, step=step)
+        return departure(updates, {"samples": samples, "loss": loss})
+
+    def _steps(self, visit: Visit) -> Departure:
+        if not len(visit.train):
+            return Departure(visit.handover, {"samples": 0, "steps": 0})
+        model = self.loaded(visit.handover, visit.device)
+        metrics = train(
+            model,
+            self.plan.training.model_copy(update={"steps": int(visit.args["steps"])}),
+            visit,
+            loss=lambda batch: self.loss(model, batch, None),
+            first_step=int(visit.args["position"]),
+        )
+        return Departure(Handover.of(weights=model.state_dict()), metrics)
+
+
+class _NoCheckpoint:
+    """Keeps nothing."""
+
+    def load(self) -> None:
+        """Nothing was saved."""
+
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Save nothing."""
+
+
+class _Exact:
+    """One optimizer step per round, with the gradients of the current site and of every memory."""
+
+    steps_per_round = 1
+
+    def __init__(self, strategy: Replay, stop: Stop, handover: Handover) -> None:
+        training, parameters = strategy.plan.training, strategy.parameters
+        (self._site,) = stop.sites
+        self._rehearsing = stop.rehearsing
+        self._weighting = parameters.weighting
+        self._batch = training.batch_size
+        self._memory_batch = parameters.memory_batch or _divided(training.batch_size, stop)
+        self.rounds = training.steps
+        self._descent = Descent(strategy, handover)
+
+    def asks(self, round: int) -> Iterator[tuple[str, Ask]]:
+        """Ask all for their gradients at the same weights."""
+        handover = self._descent.handover()
+        for site in (self._site, *self._rehearsing):
+            rehearse = site != self._site
+            count = self._memory_batch if rehearse else self._batch
+            args = {"rehearse": int(rehearse), "position": round * count, "count": count, "update": round}
+            yield site, Ask(handover, args)
+
+    def receive(self, round: int, replies: Iterable[Reply]) -> None:
+        """theta <- optimizer(theta, g), where g is
+
+        equal (Eq. 2): g_k + sum_j (|M_j| / |M|) g_j; counts: (|D_k| g_k + sum_j |M_j| g_j) / (|D_k| + |M|).
+        """
+        total: dict[str, torch.Tensor] = {}
+        remembered: dict[str, torch.Tensor] = {}
+        own = kept = 0.0
+        for reply in replies:
+            size = reply.metrics["samples"]
+            if reply.site == self._site:
+                add(total, reply, 1.0)
+                own = size
+            elif size:
+                add(remembered, reply, size)
+                kept += size
+        whole = kept if self._weighting == "equal" else own + kept
+        for name, tensor in remembered.items():
+            if self._weighting == "counts":
+                total[name].mul_(own / whole)
+            total[name].add_(tensor, alpha=1 / whole)
+        self._descent.step(total)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights and optimizer state."""
+        return self._descent.state()
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from a round's end."""
+        self._descent.restore(state)
+
+    def result(self) -> Handover:
+        """The weights after the last update."""
+        return self._descent.handover()
+
+
+class _Interleaved:
+    """One hop per round: the current site, then every earlier site, over and over."""
+
+    def __init__(self, strategy: Replay, stop: Stop, handover: Handover) -> None:
+        parameters = strategy.parameters
+        self._steps = strategy.plan.training.steps
+        # alone there is nobody to hop to: an ordinary visit
+        self._local_steps = parameters.local_steps if stop.rehearsing else max(1, self._steps)
+        self._memory_steps = parameters.memory_steps or _divided(parameters.local_steps, stop)
+        self._hops = (*stop.sites, *stop.rehearsing)
+        self.steps_per_round = max(self._local_steps, self._memory_steps)
+        self.rounds = -(-self._steps // self._local_steps) * len(self._hops)
+        self._handover = handover
+
+    def asks(self, round: int) -> Iterator[tuple[str, Ask]]:
+        """A few steps at one site, on its own cases or on those it keeps."""
+        cycle, hop = divmod(round, len(self._hops))
+        steps = self._memory_steps if hop else self._local_steps
+        first = cycle * steps
+        if not hop:
+            steps = min(steps, self._steps - first)
+        yield self._hops[hop], Ask(self._handover, {"rehearse": int(hop > 0), "position": first, "steps": steps})
+
+    def receive(self, round: int, replies: Iterable[Reply]) -> None:
+        """Take over what the site returns."""
+        (reply,) = replies
+        self._handover = reply.handover
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The weights between two hops."""
+        return self._handover.state(Kind.WEIGHTS)
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from a hop's end."""
+        self._handover = Handover.of(weights=state)
+
+    def result(self) -> Handover:
+        """The weights after the last hop."""
+        return self._handover
+
+
+def _divided(whole: int, stop: Stop) -> int:
+    """`whole` divided over the stop's earlier sites, at least one each."""
+    return max(1, whole // max(1, len(stop.rehearsing)))
