@@ -16,6 +16,10 @@ STRATEGIES: dict[str, str] = {
     "replay": "strategies.rehearsal.replay:Replay",
     "l2": "strategies.regularisation.l2:L2",
     "dropout": "strategies.regularisation.dropout:Dropout",
+    "ewc": "strategies.regularisation.ewc:EWC",
+    "mas": "strategies.regularisation.mas:MAS",
+    "mas-fix": "strategies.regularisation.mas_fix:MASFix",
+    "mas-lr": "strategies.regularisation.mas_lr:MASLR",
 }
 
 

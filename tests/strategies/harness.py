@@ -29,6 +29,8 @@ VIVID: Mapping[str, Mapping[str, Any]] = {
     "dropout": {"p": 0.3},
     "joint-fedavg": {"local_steps": 3},
     "replay": {"cases": 2},
+    "ewc": {"strength": 1e3},
+    "mas-fix": {"share": 0.4},
 }
 
 

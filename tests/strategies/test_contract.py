@@ -225,7 +225,8 @@ def test_neutral_parameters_are_finetuning_bit_for_bit(name: str, training: dict
     neutral = make_plan(name, parameters=strategy_class(name).neutral, **training)
     finetune = make_plan("finetune", **training)
     sites = make_sites(finetune)
-    assert digests(conduct(neutral, sites)) == digests(conduct(finetune, sites))
+    both = zip(conduct(neutral, sites), conduct(finetune, sites), strict=True)
+    assert all(one.weights == other.weights for one, other in both)  # what else it carries, fine-tuning has not
 
 
 def plain_training(plan: Plan, samples: Blobs) -> torch.nn.Module:
