@@ -66,9 +66,8 @@ class Conductor:
         self._set_status("running")
         rows = {row.index: row for row in self._rows(stops)}
         status = {index: row.status for index, row in rows.items()}
-        stops = tuple(
-            replace(stop, rehearsing=tuple(rows[stop.index].rehearsing)) for stop in stops
-        )  # less the skipped
+        # the store's word, since a site whose own stop was skipped does not rehearse
+        stops = tuple(replace(stop, rehearsing=tuple(rows[stop.index].rehearsing)) for stop in stops)
         open_stops = [stop for stop in stops if status[stop.index] not in SETTLED]
         self._listener.run_began(self._run, len(stops), len(stops) - len(open_stops))
         samples = self._describe(open_stops, fresh=len(open_stops) == len(stops))
@@ -142,6 +141,7 @@ class Conductor:
             rounds_done, state, traffic = row.rounds_done, row.rounds_state, dict(row.traffic)
             self._count_time(session)
         handover, first = self._arriving(stop)
+        stop = replace(stop, follows=None) if first else stop
         gathering = self._strategy.gather(stop, handover, samples, average)
         if state is not None:
             gathering.restore(load(self._vault.get(state)))

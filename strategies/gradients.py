@@ -9,7 +9,7 @@ from protos.declaration import Declaration
 from protos.handover import Handover, HandoverSchema, Kind
 from strategies.gathering import Reply
 from strategies.strategy import COUNT, LOSS, Strategy, specs
-from strategies.training import draw, finite, gradient, make_optimizer, restore, snapshot
+from strategies.training import draw, finite, gradient, make_optimizer, restore, set_learning_rate, snapshot
 from strategies.visit import Departure, Visit, seeded
 
 UPDATE = "update/"  # marks a tensor of kind `weights` as a gradient
@@ -35,7 +35,7 @@ def update(
     model = strategy.loaded(visit.handover, visit.device)
     model.train()
     with seeded(visit.seeds("step", step), visit.device):
-        value = strategy.loss(model, draw(visit, position, count), None)
+        value = strategy.loss(model, draw(visit, position, count, strategy.plan.training.patches), None)
         return gradient(model, value), finite(value)
 
 
@@ -68,10 +68,11 @@ class Descent:
         """The weights as they are now."""
         return Handover.of(weights=self._model.state_dict())
 
-    def step(self, total: Mapping[str, Tensor]) -> None:
-        """theta <- optimizer(theta, total), `total` by parameter name."""
+    def step(self, total: Mapping[str, Tensor], rate: float) -> None:
+        """theta <- optimizer(theta, total) at that learning rate, `total` by parameter name."""
         for name, parameter in self._model.named_parameters():
             parameter.grad = total[name]
+        set_learning_rate(self._optimizer, rate)
         self._optimizer.step()
 
     def state(self) -> dict[str, Tensor]:

@@ -18,11 +18,12 @@ from strategies.gathering import Ask, Average, Gathering, Reply, Stop
 from strategies.gradients import Descent, add, departure, update, update_declaration
 from strategies.randomness import Seeds, permutation
 from strategies.strategy import Strategy
+from strategies.training import learning_rate, visit_steps
 from strategies.visit import Departure, Visit
 
 
 class Joint(Strategy):
-    """`steps` times the number of sites updates in all, so that it sees as much as the sequence does."""
+    """As many updates in all as visits to all sites would make, so that it sees as much as the sequence does."""
 
     name = "joint"
     summary = "all sites at once without pooling: exact gradients summed over sites, one optimizer step per round"
@@ -57,7 +58,7 @@ class _ExactJoint:
         self._sites = stop.sites
         self._cases = [cases[site] for site in stop.sites]
         self._seeds = Seeds(strategy.plan.seed, stop.index, "all sites")
-        self.rounds = self._training.steps * len(stop.sites)
+        self.rounds = sum(visit_steps(self._training, samples) for samples in self._cases)
         self._descent = Descent(strategy, handover)
 
     def asks(self, round: int) -> Iterator[tuple[str, Ask]]:
@@ -85,7 +86,7 @@ class _ExactJoint:
         total: dict[str, torch.Tensor] = {}
         for reply in replies:
             add(total, reply, reply.metrics["samples"] / self._training.batch_size)
-        self._descent.step(total)
+        self._descent.step(total, learning_rate(self._training, round, self.rounds, first=True))
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights and optimizer state."""

@@ -18,7 +18,7 @@ from protos.plan import Record
 from strategies.gathering import Ask, Average, Gathering, Reply, Stop
 from strategies.gradients import Descent, add, departure, no_update, update, update_declaration
 from strategies.strategy import Strategy
-from strategies.training import train
+from strategies.training import learning_rate, stretch, train, visit_steps
 from strategies.visit import Departure, Visit
 
 Count = Annotated[int, Field(gt=0)]
@@ -41,7 +41,8 @@ class Replay(Strategy):
     exact: every update is one optimizer step, at the coordinator, with the current site's gradient and those of the
     earlier sites' memories, all at the same weights, as if the memories were pooled.
     interleaved: the weights hop from site to site for a few ordinary steps each, with a fresh optimizer at every hop.
-    Cheap and approximate: block-coordinate descent on the two parts of L', in which the last hop weighs most.
+    Cheap and approximate: block-coordinate descent on the two parts of L', in which the last hop weighs most. A hop
+    keeps the learning rate that the current site is at when the weights set out.
     """
 
     name = "replay"
@@ -73,7 +74,9 @@ class Replay(Strategy):
 
     def gather(self, stop: Stop, handover: Handover, cases: Mapping[str, int], average: Average) -> Gathering:
         """Step with the gradients of all, or send the weights round."""
-        return _Exact(self, stop, handover) if self._exact else _Interleaved(self, stop, handover)
+        (site,) = stop.sites
+        steps = visit_steps(self.plan.training, cases[site])
+        return _Exact(self, stop, handover, steps) if self._exact else _Interleaved(self, stop, handover, steps)
 
     def visit(self, visit: Visit) -> Departure:
         """Lend a gradient or a few steps, of the site's own cases or of those it keeps."""
@@ -95,9 +98,12 @@ class Replay(Strategy):
         if not len(visit.train):
             return Departure(visit.handover, {"samples": 0, "steps": 0})
         model = self.loaded(visit.handover, visit.device)
+        training, steps = self.plan.training, int(visit.args["steps"])
+        if visit.args["rehearse"] or steps < visit_steps(training, len(visit.train)):  # else it is an ordinary visit
+            training = stretch(training, steps, visit.args["lr"])
         metrics = train(
             model,
-            self.plan.training.model_copy(update={"steps": int(visit.args["steps"])}),
+            training,
             visit,
             loss=lambda batch: self.loss(model, batch, None),
             first_step=int(visit.args["position"]),
@@ -120,14 +126,14 @@ class _Exact:
 
     steps_per_round = 1
 
-    def __init__(self, strategy: Replay, stop: Stop, handover: Handover) -> None:
-        training, parameters = strategy.plan.training, strategy.parameters
+    def __init__(self, strategy: Replay, stop: Stop, handover: Handover, steps: int) -> None:
+        self._training, parameters = strategy.plan.training, strategy.parameters
         (self._site,) = stop.sites
         self._rehearsing = stop.rehearsing
         self._weighting = parameters.weighting
-        self._batch = training.batch_size
-        self._memory_batch = parameters.memory_batch or _divided(training.batch_size, stop)
-        self.rounds = training.steps
+        self._memory_batch = parameters.memory_batch or _divided(self._training.batch_size, stop)
+        self._first = stop.follows is None
+        self.rounds = steps
         self._descent = Descent(strategy, handover)
 
     def asks(self, round: int) -> Iterator[tuple[str, Ask]]:
@@ -135,7 +141,7 @@ class _Exact:
         handover = self._descent.handover()
         for site in (self._site, *self._rehearsing):
             rehearse = site != self._site
-            count = self._memory_batch if rehearse else self._batch
+            count = self._memory_batch if rehearse else self._training.batch_size
             args = {"rehearse": int(rehearse), "position": round * count, "count": count, "update": round}
             yield site, Ask(handover, args)
 
@@ -160,7 +166,7 @@ class _Exact:
             if self._weighting == "counts":
                 total[name].mul_(own / whole)
             total[name].add_(tensor, alpha=1 / whole)
-        self._descent.step(total)
+        self._descent.step(total, learning_rate(self._training, round, self.rounds, self._first))
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights and optimizer state."""
@@ -178,25 +184,29 @@ class _Exact:
 class _Interleaved:
     """One hop per round: the current site, then every earlier site, over and over."""
 
-    def __init__(self, strategy: Replay, stop: Stop, handover: Handover) -> None:
-        parameters = strategy.parameters
-        self._steps = strategy.plan.training.steps
+    def __init__(self, strategy: Replay, stop: Stop, handover: Handover, steps: int) -> None:
+        self._training, parameters = strategy.plan.training, strategy.parameters
+        self._steps = steps
         # alone there is nobody to hop to: an ordinary visit
-        self._local_steps = parameters.local_steps if stop.rehearsing else max(1, self._steps)
+        self._local_steps = parameters.local_steps if stop.rehearsing else max(1, steps)
         self._memory_steps = parameters.memory_steps or _divided(parameters.local_steps, stop)
         self._hops = (*stop.sites, *stop.rehearsing)
+        self._first = stop.follows is None
         self.steps_per_round = max(self._local_steps, self._memory_steps)
-        self.rounds = -(-self._steps // self._local_steps) * len(self._hops)
+        self.rounds = -(-steps // self._local_steps) * len(self._hops)
         self._handover = handover
 
     def asks(self, round: int) -> Iterator[tuple[str, Ask]]:
-        """A few steps at one site, on its own cases or on those it keeps."""
+        """A few steps at one site, on its own cases or on those it keeps, at the rate that the current site is at."""
         cycle, hop = divmod(round, len(self._hops))
-        steps = self._memory_steps if hop else self._local_steps
-        first = cycle * steps
-        if not hop:
-            steps = min(steps, self._steps - first)
-        yield self._hops[hop], Ask(self._handover, {"rehearse": int(hop > 0), "position": first, "steps": steps})
+        first = cycle * self._local_steps
+        args = {
+            "rehearse": int(hop > 0),
+            "position": cycle * self._memory_steps if hop else first,
+            "steps": self._memory_steps if hop else min(self._local_steps, self._steps - first),
+            "lr": learning_rate(self._training, first, self._steps, self._first),
+        }
+        yield self._hops[hop], Ask(self._handover, args)
 
     def receive(self, round: int, replies: Iterable[Reply]) -> None:
         """Take over what the site returns."""

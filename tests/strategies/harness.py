@@ -163,7 +163,6 @@ def conduct(
     strategy = strategy_for(plan)
     stops = strategy.itinerary()
     cases = {site: len(samples) for site, samples in sites.items()}
-    every = plan.training.checkpoint_every
     for stop in stops:
         if stop.index in shelf.stops:
             continue
@@ -171,6 +170,7 @@ def conduct(
         if stop.follows is not None:
             arriving = Handover.from_bytes(shelf.stops[stop.follows])
         gathering = strategy.gather(stop, arriving, cases, average)
+        rounds_kept = max(1, plan.training.checkpoint_every // gathering.steps_per_round)
         done, state = shelf.rounds.get(stop.index, (0, None))
         if state is not None:
             gathering.restore(load(state))
@@ -182,7 +182,7 @@ def conduct(
                     yield answer(plan, stop, site, ask, sites[site], slot, pulse)
 
             gathering.receive(number, replies())
-            if (number + 1) % every == 0 and number + 1 < gathering.rounds:
+            if (number + 1) % rounds_kept == 0 and number + 1 < gathering.rounds:
                 shelf.rounds[stop.index] = (number + 1, save(gathering.state()))
             pulse()
         shelf.stops[stop.index] = gathering.result().to_bytes()

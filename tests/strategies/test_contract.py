@@ -103,6 +103,8 @@ def test_itinerary_is_a_tour_that_can_be_walked(name: str) -> None:
     assert {site for stop in stops for site in stop.sites} == set(plan.sites)
     for stop in stops:
         assert stop.follows is None or 0 <= stop.follows < stop.index
+        assert set(stop.rehearsing) <= {site for earlier in stops[: stop.index] for site in earlier.sites}
+        assert not set(stop.rehearsing) & set(stop.sites)
         assert strategy.declares(stop.action).handover is not None
         for site in (*plan.sites, "a site never visited"):
             model = strategy.model_for(site, stop.index)
