@@ -1,8 +1,10 @@
 """A site's folder as a Source: its cases are listed and paired at once, decoded one by one when asked for."""
 
 import csv
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from node.data.decoding import READ, base_and_suffix
 from node.data.pairing import Finding, find_cases
@@ -57,10 +59,28 @@ class FolderSource:
         """Decode one case; raises Unreadable."""
         return read_case(self._case(name), self.task.channels, self.values)
 
+    def fingerprint(self, names: Iterable[str]) -> str:
+        """SHA-256 of what these cases are read from: paths, lengths and times of change of their files."""
+        digest = hashlib.sha256(repr(sorted(self.values.numbers.items())).encode())
+        for name in names:
+            case = self._case(name)
+            for path in (*case.images, case.label):
+                digest.update(repr((name, str(path), case.modalities, _state(path))).encode())
+        return digest.hexdigest()
+
     def _case(self, name: str) -> CaseFiles:
         if name not in self._cases:
             raise Unreadable(f"{name!r} is no case of this site; `locum-node check` lists what was left out.")
         return self._cases[name]
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """A file's length and time of change; None if it cannot be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _of_dims(finding: Finding, dims: int) -> Mapping[str, CaseFiles]:

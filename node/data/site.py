@@ -1,17 +1,23 @@
-"""One site's data as a run sees it: split, decoded once, prepared, held in memory."""
+"""One site's data as a run sees it: split, decoded once, prepared, held in memory or, where they are many, on disk."""
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from itertools import chain
 from typing import Literal
 
-from node.data.samples import Sample, SiteSamples, TestCase, samples_of
+from node.data.samples import Prepared, Sample, SiteSamples, TestCase, samples_of
 from node.data.source import Problem, Scan, Source, Unreadable
 from node.data.splits import Part, split_cases
+from node.data.stored import Shelf
 from node.settings import SiteSettings
 from protos.plan import Plan
 
 log = logging.getLogger(__name__)
+
+IN_MEMORY = 2**30  # bytes of samples and cases that a site may hold
 
 
 class EmptySite(Exception):
@@ -22,15 +28,27 @@ class SiteData:
     """The cases of one site under one plan.
 
     Opening reads no image. A part is decoded when it is first asked for and then stays in memory, so every file is
-    decoded once; drop the object to free the memory (`nbytes`). A case that cannot be read is left out, logged and
-    listed in `problems`. `source` replaces the one that the settings name.
+    decoded once; drop the object to free the memory (`nbytes`). Samples that take more than `in_memory` bytes are kept
+    below the node's home instead, with the same bits, and the cases to be scored that do not fit beside the samples
+    are decoded whenever they are scored. A case that cannot be read is left out, logged and listed in `problems`.
+    `source` replaces the one that the settings name.
     """
 
-    def __init__(self, settings: SiteSettings, plan: Plan, unseen: bool = False, source: Source | None = None) -> None:
+    def __init__(
+        self,
+        settings: SiteSettings,
+        plan: Plan,
+        unseen: bool = False,
+        source: Source | None = None,
+        in_memory: int = IN_MEMORY,
+    ) -> None:
         self._site = settings.name
+        self._cache = settings.home / "cache"
+        self._in_memory = in_memory
         self._plan = plan
         self._source = _source_of(settings, plan) if source is None else source
         parts = split_cases(self._source.names, self._source.patient, plan.split, unseen=unseen)
+        self._listed = parts
         self._names = {part: list(names) for part, names in parts.items()}
         self._dropped: list[Problem] = []
         self._samples: dict[Part, SiteSamples] = {}
@@ -68,12 +86,7 @@ class SiteData:
     def samples(self, part: Literal["train", "val"]) -> SiteSamples:
         """All samples of a part, which may be none for "val"; raises EmptySite if no training case is left."""
         if part not in self._samples:
-            cases: list[Sample] = []
-            for name in tuple(self._names[part]):
-                scan = self._load(part, name)
-                if scan is not None:
-                    cases.extend(samples_of(scan, self._plan.task))
-            self._samples[part] = SiteSamples(cases, self._plan.task, self._plan.training.augment)
+            self._samples[part] = SiteSamples(self._prepared(part), self._plan.task, self._plan.training.augment)
         if part == "train":
             self._require(part)
         return self._samples[part]
@@ -93,13 +106,57 @@ class SiteData:
         Cases are decoded one by one as the iteration comes to them.
         """
         for name in tuple(self._names[self.scored]):
-            if name not in self._tests:
+            case = self._tests.get(name)
+            if case is None:
                 scan = self._load(self.scored, name)
                 if scan is None:
                     continue
-                self._tests[name] = TestCase.of(scan, self._plan.task, self.synthetic)
-            yield self._tests[name]
+                case = TestCase.of(scan, self._plan.task, self.synthetic)
+                if self.nbytes + case.nbytes <= self._in_memory:
+                    self._tests[name] = case
+            yield case
         self._require(self.scored)
+
+    def _prepared(self, part: Part) -> Sequence[Prepared]:
+        """The part's samples: in memory while they fit, else on disk, where an earlier process may have put them."""
+        shelf = None
+        if (self._cache / self._slot(part)).exists():
+            shelf = self._shelf(part)
+            if (stored := shelf.read()) is not None:
+                left_out = [name for number, name in enumerate(self._listed[part]) if number not in stored.cases]
+                # a file may have been out of reach only for a while: all are asked, and named, again
+                if not [name for name in left_out if name in self._names[part] and self._load(part, name)]:
+                    return stored.samples
+                shelf.clear()
+        cases = self._decoded(part)
+        first: deque[tuple[int, list[Sample]]] = deque()
+        held = 0
+        for number, samples in cases:
+            first.append((number, samples))
+            held += sum(sample.nbytes for sample in samples)
+            if held > self._in_memory:
+                break
+        else:
+            return [sample for _, samples in first for sample in samples]
+        emptied = (first.popleft() for _ in range(len(first)))
+        (shelf or self._shelf(part)).write(chain(emptied, cases))
+        return self._prepared(part)
+
+    def _shelf(self, part: Part) -> Shelf:
+        return Shelf(self._cache / self._slot(part), self._source.fingerprint(self._listed[part]))
+
+    def _slot(self, part: Part) -> str:
+        """The name of the place for prepared samples: what they depend on beside the files that they come from."""
+        plan = self._plan
+        software = [metadata.version(name) for name in ("locum", "torch", "monai", "numpy")]
+        task = plan.task.model_dump_json()
+        threads = plan.training.threads  # sums change with it in the last bit
+        return hashlib.sha256(repr((self._site, part, task, threads, software)).encode()).hexdigest()[:16]
+
+    def _decoded(self, part: Part) -> Iterator[tuple[int, list[Sample]]]:
+        for number, name in enumerate(self._listed[part]):
+            if name in self._names[part] and (scan := self._load(part, name)) is not None:
+                yield number, samples_of(scan, self._plan.task)
 
     def _load(self, part: Part, name: str) -> Scan | None:
         try:

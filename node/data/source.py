@@ -1,5 +1,6 @@
 """Where cases come from: a folder of files or a phantom. Everything behind this seam is the same for both."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,4 +69,8 @@ class Source(Protocol):
 
     def load(self, name: str) -> Scan:
         """Decode one case; raises Unreadable."""
+        ...
+
+    def fingerprint(self, names: Iterable[str]) -> str:
+        """SHA-256 of what these cases are read from: names and the state of their files, not their contents."""
         ...

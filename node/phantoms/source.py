@@ -1,7 +1,7 @@
 """Cases that are computed instead of read: the source of a synthetic hospital, and the same cases as files."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,10 @@ class PhantomSource:
         image = appearance.acquire(layers, self._channels, self._rng("scan", number))
         label = shares(layers, len(anatomy.classes)) if self._soft else numbered(layers)
         return Scan(name, image, label, spacing)
+
+    def fingerprint(self, names: Iterable[str]) -> str:
+        """SHA-256 of what these cases are computed from."""
+        return hashlib.sha256(f"{self._phantom.model_dump_json()} {' '.join(names)}".encode()).hexdigest()
 
     def _rng(self, purpose: str, number: int) -> Rng:
         """The draws for one purpose; a patient's do not depend on the grid that the scanner uses."""
