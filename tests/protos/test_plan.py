@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from protos.plan import Plan
+from protos.plan import Plan, Task
 
 VALID: dict[str, Any] = {
     "task": {"size": [32, 32], "classes": ["background", "lung"]},
@@ -60,6 +60,8 @@ def test_every_change_changes_the_digest(path: str, value: Any) -> None:
         ("task.spacing", [1.0, 1.0], "task", "spacing needs fit: patch"),
         ("task.classes", ["background"], "task", "at least one structure"),
         ("task.classes", ["lung", "lung"], "task", "one class twice"),
+        ("task.foreground", 1.5, "task.foreground", "less than or equal to 1"),
+        ("task.soft", True, "", "set training.loss to dice"),
         ("task.colour", True, "task.colour", "Extra inputs"),
         ("network.channels", [8], "network", "at least two levels"),
         ("network.channels", [8, 0], "network.channels.1", "greater than 0"),
@@ -70,6 +72,10 @@ def test_every_change_changes_the_digest(path: str, value: Any) -> None:
         ("training.lr", float("inf"), "training.lr", "finite"),
         ("training.momentum", 1.5, "training.momentum", "less than or equal to 1"),
         ("training.augment", ["flip", "flip"], "training.augment", "one augmentation twice"),
+        ("training.epochs", 0, "training.epochs", "greater than 0"),
+        ("training.patches", 0, "training.patches", "greater than 0"),
+        ("training.lr_step", 0, "training.lr_step", "greater than 0"),
+        ("training.lr_factor", 2.0, "training.lr_factor", "less than or equal to 1"),
         ("training.checkpoint_every", 0, "training.checkpoint_every", "greater than 0"),
         ("split", {"train": 0.9}, "split", "they must sum to 1"),
         ("split.group", "patient", "split.group", "case"),
@@ -89,6 +95,22 @@ def test_a_mistake_is_found_where_it_is(path: str, value: Any, where: str, said:
     with pytest.raises(ValidationError, match=said) as caught:
         Plan.model_validate(changed(path, value))
     assert ".".join(map(str, caught.value.errors()[0]["loc"])).startswith(where)
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ({}, (128, 128)),
+        ({"dims": 2}, (128, 128)),
+        ({"dims": 3}, (64, 64, 64)),
+        ({"dims": 3, "fit": "patch"}, (64, 64, 64)),
+        ({"dims": 3, "size": [32, 16, 8]}, (32, 16, 8)),
+    ],
+)
+def test_the_size_goes_by_the_dimensions(given: dict[str, Any], size: tuple[int, ...]) -> None:
+    task = Task.model_validate({"classes": ["background", "lung"]} | given)
+    assert task.size == size
+    assert Task.model_validate_json(task.model_dump_json()) == task
 
 
 def test_a_plan_cannot_be_changed() -> None:

@@ -83,6 +83,18 @@ def test_a_size_that_does_not_fit_is_one_sentence(size: tuple[int, ...], choice:
     assert "task.size" in str(caught.value)
 
 
+def test_the_lesion_papers_network_has_three_levels_from_32_maps() -> None:
+    """A 3D U-Net with residual units on 64^3 patches (Naga Karthik et al. 2022, A.1)."""
+    lesions = Task.model_validate({"dims": 3, "classes": ("background", "lesion"), "soft": True})
+    choice = NetworkChoice.model_validate({"channels": (32, 64, 128), "residual_units": 2})
+    outline = networks.outline(lesions, choice)
+    assert lesions.size == (64, 64, 64)
+    assert {t.shape[0] for n, t in outline.items() if t.ndim == 5} >= {32, 64, 128}
+    assert any("residual" in name for name in outline)
+    with torch.device("meta"):
+        assert networks.build(lesions, choice)(torch.zeros(1, 1, 64, 64, 64)).shape == (1, 1, 64, 64, 64)
+
+
 def test_a_single_pixel_is_enough_for_group_norm() -> None:
     model = built((4, 4), CHOICES["unet-group"])
     assert model(torch.zeros(1, 2, 4, 4)).shape == (1, 3, 4, 4)
