@@ -59,7 +59,8 @@ class SiteMemory:
         if self._index.exists():
             return
         folder = self._folder / "cases"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for made in (self._folder, folder):  # the mode is that of the last one made
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
         scans = self._data().training_scans(lambda name: hashlib.sha256(_bytes(f"{seed}:{name}")).digest())
         kept = []
         for scan in islice(scans, cases):
@@ -124,5 +125,5 @@ def _bytes(name: str) -> bytes:
 def _unusable(path: Path, why: str) -> Refusal:
     return Refusal(
         RefusalCode.SITE_DATA,
-        f"The site's memory cannot be used: {path} {why}; restore it from a backup or begin the run anew.",
+        f"The site's memory {path} {why}; restore it from a backup or begin the run anew.",
     )

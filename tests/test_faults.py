@@ -166,16 +166,16 @@ def assert_as_undisturbed(trial: Trial, reference: Trial, kills: int = 1) -> Non
 
 
 def repeated(trial: Trial) -> int:
-    """Steps, or rounds of joint training, that were taken more than once."""
-    steps = Counter(line for line in trial.moments() if line.startswith("step"))
+    """Steps that were taken more than once, or rounds, in stops of many."""
+    of_many = {stop.index for stop in trial.desk.row(trial.run).stops if stop.rounds_done > 1}
+    moments = [line.split() for line in trial.moments() if line.startswith("step")]
+    steps = Counter(tuple(words) for words in moments if int(words[1]) not in of_many)
     rounds: set[tuple[int, int]] = set()
-    if len(trial.desk.row(trial.run).stops) == 1:
-        for site in ("north", "east"):
-            entries = [e for e in trial.desk.ledger(site).entries() if e.message_type == "train.visit"]
-            asked = Counter((entry.stop, entry.round) for entry in entries if entry.direction == "in")
-            rounds |= {key for key, times in asked.items() if times > 1}
-        return len(rounds)
-    return sum(times - 1 for times in steps.values())
+    for site in ("north", "east"):
+        entries = [e for e in trial.desk.ledger(site).entries() if e.message_type == "train.visit"]
+        asked = Counter((e.stop, e.round) for e in entries if e.direction == "in" and e.stop in of_many)
+        rounds |= {key for key, times in asked.items() if times > 1}
+    return len(rounds) + sum(times - 1 for times in steps.values())
 
 
 def kill_at(zygote: Zygote, undisturbed: Any, folder: Path, strategy: str, at: int) -> None:
@@ -219,6 +219,30 @@ def test_a_run_survives_a_kill(zygote, undisturbed, tmp_path, moment):
 @pytest.mark.parametrize("part", [0.4, 0.8])
 def test_joint_training_survives_a_kill_between_its_rounds(zygote, undisturbed, tmp_path, part):
     kill_at(zygote, undisturbed, tmp_path, "joint", int(part * len(undisturbed("joint").moments())))
+
+
+REPLAYS = {
+    "exact": "{name: replay, cases: 2}",
+    "interleaved": "{name: replay, mode: interleaved, cases: 2, local_steps: 2}",
+}
+every_replay = pytest.mark.parametrize("strategy", REPLAYS.values(), ids=REPLAYS)
+
+
+@every_replay
+def test_rehearsal_survives_a_kill_between_its_rounds(zygote, undisturbed, tmp_path, strategy):
+    moments = undisturbed(strategy).moments()
+    second = [number for number, moment in enumerate(moments) if moment.startswith("commit node.db")]
+    kill_at(zygote, undisturbed, tmp_path, strategy, second[int(0.6 * len(second))])
+
+
+@every_replay
+@pytest.mark.parametrize("file", [1, 2, 3], ids=["first case", "second case", "index"])
+def test_a_memory_survives_a_kill_while_it_is_written(zygote, undisturbed, tmp_path, strategy, file):
+    """The first files of all that are renamed are those of the first site's memory."""
+    renames = [number for number, moment in enumerate(undisturbed(strategy).moments()) if moment == "rename"]
+    kill_at(zygote, undisturbed, tmp_path, strategy, renames[file - 1])
+    memory = tmp_path / "home" / "nodes" / "north" / "memory"
+    assert len(list((memory / "cases").glob("[0-9a-f]*.safetensors"))) == 2
 
 
 def test_a_run_survives_being_killed_over_and_over(zygote, undisturbed, tmp_path):
@@ -305,7 +329,9 @@ def test_runs_side_by_side_in_one_home_do_not_disturb_each_other(zygote, undistu
 
 @pytest.mark.storm
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("strategy", ["finetune", "joint", "{name: joint-fedavg, local_steps: 3}", "individual"])
+@pytest.mark.parametrize(
+    "strategy", ["finetune", "joint", "{name: joint-fedavg, local_steps: 3}", "individual", *REPLAYS.values()]
+)
 def test_storm_every_moment(zygote, undisturbed, tmp_path, strategy):
     """The whole argument: a kill at every moment there is."""
     moments = undisturbed(strategy).moments()
@@ -315,7 +341,7 @@ def test_storm_every_moment(zygote, undisturbed, tmp_path, strategy):
 
 @pytest.mark.storm
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("strategy", ["finetune", "joint"])
+@pytest.mark.parametrize("strategy", ["finetune", "joint", *REPLAYS.values()])
 def test_storm_from_outside(zygote, undisturbed, tmp_path, strategy):
     for seed in range(20):
         killed_from_outside(zygote, undisturbed, tmp_path / str(seed), seed, strategy)

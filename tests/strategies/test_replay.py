@@ -221,7 +221,8 @@ def hops(plan: Plan) -> list[tuple[str, int, int, int]]:
     found = []
     for number in range(gathering.rounds):
         ((site, ask),) = gathering.asks(number)
-        found.append((site, *(int(ask.args[key]) for key in ("rehearse", "position", "steps"))))
+        rehearse, position, steps = (int(ask.args[key]) for key in ("rehearse", "position", "steps"))
+        found.append((site, rehearse, position, steps))
     return found
 
 
@@ -258,7 +259,7 @@ def test_a_hop_is_ordinary_steps_of_a_fresh_optimizer_on_the_kept_cases() -> Non
 
 
 def test_the_interleaved_mode_keeps_the_contract_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(harness.VIVID, "replay", {"mode": "interleaved", "cases": 2, "local_steps": 2})  # type: ignore[arg-type]
+    monkeypatch.setitem(harness.VIVID, "replay", {"mode": "interleaved", "cases": 2, "local_steps": 2})
     contract.test_itinerary_is_a_tour_that_can_be_walked("replay")
     for dims in (2, 3):
         contract.test_only_declared_artifacts_leave("replay", dims)
