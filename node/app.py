@@ -15,11 +15,14 @@ from node.database import open_database
 from node.declarations import declare, installed
 from node.guard import make_guard
 from node.memory import SiteMemory
+from node.policy import Policy
 from node.scoring import overlay_png, score_site
 from node.settings import SiteSettings
+from node.updates import SiteNoise, check_protected
 from protos.handover import Handover
 from protos.messages import DESCRIBE, SCORE, VISIT, Request, pack_reply, read_handover, read_request
 from protos.refusals import Refusal, RefusalCode
+from strategies.privacy import Privacy
 from strategies.randomness import Seeds
 from strategies.visit import Visit
 
@@ -67,6 +70,10 @@ def visit(message: Message, context: Context) -> Message:
         _samples(data(), "train")  # finds the unusable cases
         return data().fingerprint("train")
 
+    updates = Policy.of(settings.home).updates
+    privacy = None
+    if updates is not None:
+        privacy = Privacy(updates.clip, updates.noise, SiteNoise(settings.home, request, handover))
     departure = installed(request.plan).visit(
         Visit(
             action=request.action,
@@ -82,8 +89,11 @@ def visit(message: Message, context: Context) -> Message:
             checkpoint=checkpoints.VisitCheckpoint(settings.home, request, drawn_from),
             memory=SiteMemory(settings.home, request, data),
             first=request.first,
+            privacy=privacy,
         )
     )
+    if privacy is not None:
+        check_protected(departure.handover, departure.metrics, privacy.released)
     return Message(pack_reply(request, departure.handover, departure.metrics), reply_to=message)
 
 

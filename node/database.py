@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
+from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, inspect
 from sqlalchemy.orm import DeclarativeBase
 
 FILE = "node.db"
@@ -31,7 +31,7 @@ _lock = Lock()
 
 
 def open_database(home: Path, durable: bool = True) -> Engine:
-    """Open `home/node.db`, creating the folder (for its owner only), the file and any missing table.
+    """Open `home/node.db`, creating the folder (for its owner only), the file and any missing table or column.
 
     The connection stays open for the next caller, since closing the last one makes SQLite copy its log and wait for
     the disk twice more. With `durable` a commit is on the disk when it returns; without, a power cut may take the last
@@ -71,7 +71,18 @@ def _create(home: Path, durable: bool) -> Engine:
     event.listen(engine, "begin", _begin)
     with engine.execution_options(write=True).begin() as connection:
         Base.metadata.create_all(connection)
+        _add_columns(connection)
     return engine
+
+
+def _add_columns(connection: Connection) -> None:
+    """Give the tables of an older release the columns that came later; they are empty in the rows that are there."""
+    for table in Base.metadata.tables.values():
+        there = {column["name"] for column in inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                sort = column.type.compile(connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {sort}")
 
 
 def _configure(connection: Any, durable: bool) -> None:

@@ -28,7 +28,9 @@ from node.inspection import (
 )
 from node.ledger import Crossing, Direction, Ledger, LedgerUnwritable, Verdict
 from node.policy import Policy
+from node.privacy import Release, Updates
 from node.settings import SiteSettings
+from node.updates import holds_update
 from protos.declaration import Declaration
 from protos.handover import Handover, HandoverSchema, Kind
 from protos.messages import DESCRIBE, SCORE, VISIT, Request, pack_reply
@@ -94,6 +96,7 @@ class _Admitted:
     message: Message
     request: Request
     leaves: Declaration
+    updates: Updates | None  # how the policy had updates protected when it was let in; None: the reply holds none
 
 
 class _Passage:
@@ -141,13 +144,15 @@ class _Passage:
         if request.site != self._settings.name:
             raise Refusal(RefusalCode.OTHER_SITE, f"The request is meant for {request.site!r}.")
         exchange = declare(metadata.message_type, request)
-        self._narrowed(request, exchange.leaves)
+        updates = self._narrowed(request, exchange.leaves)
+        if updates is not None:
+            Release.after(self._ledger.last_release(), updates)  # refuses before any work is done
         check_records(records, "request", exchange.arrives, RefusalCode.LAYOUT)
         if exchange.arrives is not None:
             self._load(*arrived_handover(records, request, exchange.arrives))
         # With metadata of its own: a reply is addressed by the original's, which the work must not write to.
         message = Message(content=records, metadata=copy(metadata))  # type: ignore[call-overload]
-        return _Admitted(message, request, exchange.leaves)
+        return _Admitted(message, request, exchange.leaves, updates)
 
     def _release(self, reply: object, admitted: _Admitted) -> Message:
         if type(reply) is not Message:
@@ -156,9 +161,10 @@ class _Passage:
             raise Refusal(RefusalCode.ERROR_REPLY, "The work answered with an error, whose text was kept back.")
         if not reply.has_content():
             raise Refusal(RefusalCode.REPLY, "The work returned an empty message.")
-        request = admitted.request
+        request, allowed = admitted.request, admitted.leaves
         records = plain_copy(reply.content)
-        allowed = self._narrowed(request, admitted.leaves)  # once more: a policy may have been narrowed meanwhile
+        if self._narrowed(request, allowed) != admitted.updates:  # once more: a policy may have been narrowed meanwhile
+            raise Refusal(RefusalCode.POLICY, "The policy's updates were changed while the work was under way.")
         check_records(records, "metrics", allowed.handover, RefusalCode.REPLY)
         metrics = checked_metrics(records, allowed.metrics)
         handover = None
@@ -171,11 +177,14 @@ class _Passage:
             if records["manifest"] != manifest:
                 raise Refusal(RefusalCode.MANIFEST, "The manifest is not that of the tensors.")
             self._load(handover, cast(bytes, manifest["manifest"]))
-        self._entry = replace(self._entry, metrics=metrics)
+        self._entry = replace(self._entry, metrics=metrics, updates=admitted.updates)
         return Message(checked, reply_to=self._message)
 
-    def _narrowed(self, request: Request, declared: Declaration) -> Declaration:
-        return Policy.of(self._settings.home).narrow(request.plan.strategy.name, declared)
+    def _narrowed(self, request: Request, declared: Declaration) -> Updates | None:
+        """Hold what is declared against the policy as it is now; how it has updates protected, if there are any."""
+        policy = Policy.of(self._settings.home)
+        policy.narrow(request.plan.strategy.name, declared)
+        return policy.updates if holds_update(declared) else None
 
     def _load(self, handover: Handover, manifest: bytes) -> None:
         kind_bytes = {kind: handover.nbytes(kind) for kind in Kind if handover.group(kind)}
@@ -185,7 +194,7 @@ class _Passage:
         verdict = Verdict.FAILED if refusal.code in _FAILURES else Verdict.REFUSED
         entry = replace(self._entry, verdict=verdict, code=refusal.code.name, detail=refusal.detail)
         try:
-            self._record(replace(entry, kind_bytes={}, metrics={}, manifest=None))
+            self._record(replace(entry, kind_bytes={}, metrics={}, manifest=None, updates=None))
         except Refusal as unwritable:
             refusal = unwritable
         return _coded(self._message, refusal)
@@ -211,6 +220,8 @@ def _work(call_next: ClientAppCallable, message: Message, context: Context) -> o
         elif type(error) is FloatingPointError:  # a class that a strategy made of it tells nothing
             _log.exception("Training diverged: its loss is no longer finite.")
             failure = Refusal(RefusalCode.DIVERGED, "The loss is no longer finite; the node's log says at which step.")
+        elif type(error) is Refusal and error.code is RefusalCode.UNPROTECTED:
+            failure = error
         else:
             _log.exception("The work behind the guard was ended by an exception.")
             failure = _Raised(error)

@@ -15,11 +15,13 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import DDL, Engine, Row, String, event, func, insert, select
+from pydantic import ValidationError
+from sqlalchemy import DDL, Connection, Engine, Row, String, event, func, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from node.database import Base
+from node.privacy import Release, Updates
 from protos.handover import Kind
 
 GENESIS = "0" * 64  # stands for the hash before the first entry
@@ -46,6 +48,7 @@ class Crossing:
     """One message at the boundary. `detail` is one sentence that stays at the node.
 
     `kind_bytes` (bytes of raw values), `metrics` and `manifest` (serialised) tell what passed: nothing unless allowed.
+    `updates` is how an update that leaves was protected; None where there is none, or no protection.
     """
 
     direction: Direction
@@ -62,6 +65,7 @@ class Crossing:
     kind_bytes: Mapping[Kind, int] = field(default_factory=dict)
     metrics: Mapping[str, int | float] = field(default_factory=dict)
     manifest: bytes | None = None
+    updates: Updates | None = None
 
 
 class Entry(Base):
@@ -85,6 +89,7 @@ class Entry(Base):
     kind_bytes: Mapped[str]  # JSON, kind -> bytes
     metrics: Mapped[str]  # JSON, name -> value
     manifest: Mapped[bytes | None]
+    privacy: Mapped[str | None]  # JSON, a Release
     hash: Mapped[str] = mapped_column(String(64))
 
 
@@ -113,7 +118,10 @@ class Ledger:
         self._writer = engine.execution_options(write=True)
 
     def record(self, crossing: Crossing) -> str:
-        """Append an entry and return its hash, once it is on the disk; raises LedgerUnwritable."""
+        """Append an entry and return its hash, once it is on the disk.
+
+        Raises LedgerUnwritable, and Refusal (PRIVACY_BUDGET) when the entry's update may not leave any more.
+        """
         row: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="microseconds"),
             "direction": str(crossing.direction),
@@ -130,17 +138,26 @@ class Ledger:
             "kind_bytes": json.dumps(crossing.kind_bytes),
             "metrics": json.dumps(crossing.metrics),
             "manifest": None if crossing.manifest is None else zlib.compress(crossing.manifest),
+            "privacy": None,
         }
         try:
             with self._writer.begin() as connection:
                 last = connection.execute(select(Entry.seq, Entry.hash).order_by(Entry.seq.desc()).limit(1)).first()
                 seq, previous = (1, GENESIS) if last is None else (last.seq + 1, last.hash)
                 row = {"seq": seq, **row}
+                if crossing.updates is not None:
+                    release = Release.after(_last_release(connection), crossing.updates)
+                    row["privacy"] = release.model_dump_json()
                 row["hash"] = _link(previous, row)
                 connection.execute(insert(Entry), row)
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, OSError, ValidationError) as error:
             raise LedgerUnwritable(f"The ledger in {self._reader.url.database} cannot be written ({error}).") from error
         return str(row["hash"])
+
+    def last_release(self) -> Release | None:
+        """The newest protected update that left, with what all so far come to; None if there was none."""
+        with self._reader.connect() as connection:
+            return _last_release(connection)
 
     def head(self) -> str:
         """The last entry's hash: note it elsewhere, and `verify` can tell later whether entries were cut off."""
@@ -187,9 +204,17 @@ class Ledger:
         return faults
 
 
+def _last_release(connection: Connection) -> Release | None:
+    query = select(Entry.privacy).where(Entry.privacy.is_not(None)).order_by(Entry.seq.desc()).limit(1)
+    text = connection.execute(query).scalar()
+    return None if text is None else Release.model_validate_json(text)
+
+
 def _link(previous: str, columns: Mapping[str, Any]) -> str:
     """The hash of an entry whose predecessor has the hash `previous`."""
     fields = {name: value for name, value in columns.items() if name != "hash"}
+    if fields["privacy"] is None:  # a later column, which the hashes of older entries know nothing of
+        del fields["privacy"]
     if isinstance(fields["manifest"], bytes):
         fields["manifest"] = hashlib.sha256(fields["manifest"]).hexdigest()
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=repr)

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from node.database import FILE, open_database
 from node.ledger import Ledger
+from node.privacy import Release
 from protos.locum.v1 import handover_pb2
 
 SOUND, FAULTY, NO_LEDGER = 0, 1, 2  # exit statuses
@@ -92,6 +93,7 @@ def _document(entry: Row[Any]) -> dict[str, Any]:
     document = dict(entry._asdict())
     document["kind_bytes"] = jsons.loads(entry.kind_bytes)
     document["metrics"] = jsons.loads(entry.metrics)
+    document["privacy"] = entry.privacy and jsons.loads(entry.privacy)
     if entry.manifest is not None:
         manifest = handover_pb2.HandoverManifest.FromString(zlib.decompress(entry.manifest))
         document["manifest"] = MessageToDict(manifest, preserving_proto_field_name=True)
@@ -131,15 +133,22 @@ def _cells(entry: Row[Any]) -> list[str]:
         f"{entry.message_type} {entry.action}".strip(),
         entry.strategy,
         verdict,
-        entry.detail or _passed(jsons.loads(entry.kind_bytes), jsons.loads(entry.metrics)),
+        entry.detail or _passed(entry),
     ]
 
 
-def _passed(kind_bytes: Mapping[str, int], metrics: Mapping[str, float]) -> str:
+def _passed(entry: Row[Any]) -> str:
+    kind_bytes: Mapping[str, int] = jsons.loads(entry.kind_bytes)
+    metrics: Mapping[str, float] = jsons.loads(entry.metrics)
     parts = [f"{kind} {size:,} bytes" for kind, size in kind_bytes.items()]
     if metrics:
         shown = ", ".join(f"{name}={value:.6g}" for name, value in islice(metrics.items(), 4))
         parts.append(f"{shown} and {len(metrics) - 4} more metrics" if len(metrics) > 4 else shown)
+    if entry.privacy is not None:
+        release = Release.model_validate_json(entry.privacy)
+        parts.append(f"clip {release.clip:g}, noise {release.noise:g}")
+        if release.epsilon is not None:
+            parts.append(f"epsilon {release.epsilon:.4g} at delta {release.delta:g} so far")
     return "; ".join(parts)
 
 

@@ -5,6 +5,7 @@
     max_bytes: {weights: 5MB}         # per kind, or one number for all kinds together
     # names, or patterns, of metrics that may leave; whoever declares another one is refused
     metrics: [samples, steps, "loss*", "dsc*", "asd*", cases, both_empty, penalised, train, val, test]
+    updates: {clip: 1.0, noise: 1.1, delta: 1.0e-5, epsilon: 8.0}  # how gradients are protected, see node/privacy.py
 
 A key that is left out does not narrow; without the file everything goes as declared; a file that cannot be read or
 understood refuses everything.
@@ -16,6 +17,7 @@ from pathlib import Path
 import yaml
 from pydantic import ByteSize, Field, ValidationError
 
+from node.privacy import Updates
 from protos import strict_yaml
 from protos.declaration import Declaration
 from protos.handover import HandoverSchema, Kind
@@ -32,6 +34,7 @@ class Policy(Record):
     strategies: frozenset[str] | None = None
     max_bytes: ByteSize | dict[Kind, ByteSize] | None = Field(default=None, union_mode="left_to_right")
     metrics: tuple[str, ...] | None = None
+    updates: Updates | None = None
 
     @classmethod
     def of(cls, home: Path) -> "Policy":
@@ -55,7 +58,9 @@ class Policy(Record):
         except yaml.YAMLError as error:
             raise _unreadable(path, f"is no YAML ({' '.join(str(error).split())})") from error
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            faults = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+            )
             raise _unreadable(path, f"is not understood ({faults})") from error
 
     def narrow(self, strategy: str, declared: Declaration) -> Declaration:

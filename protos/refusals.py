@@ -23,12 +23,14 @@ class RefusalCode(IntEnum):
     # the site's policy, on either way
     POLICY = 1011
     POLICY_UNREADABLE = 1012
+    PRIVACY_BUDGET = 1013
     # the reply, on its way out
     REPLY = 1021
     TENSORS = 1022
     NOT_FINITE = 1023
     MANIFEST = 1024
     METRICS = 1025
+    UNPROTECTED = 1026
     # the node itself
     EXCEPTION = 1031
     ERROR_REPLY = 1032
@@ -54,6 +56,8 @@ _SENTENCES = MappingProxyType(
         RefusalCode.NOT_THE_SCHEMA: "The handover that arrived does not hold exactly the strategy's tensors.",
         RefusalCode.POLICY: "The site's own policy forbids it; the site's policy.yaml and ledger say what.",
         RefusalCode.POLICY_UNREADABLE: "The site's policy.yaml cannot be read, so nothing may leave; mend it there.",
+        RefusalCode.PRIVACY_BUDGET: "The site's privacy budget for updates is spent; its people decide in its "
+        "policy.yaml whether more may leave.",
         RefusalCode.REPLY: "The reply did not hold exactly the declared records, so it was kept back.",
         RefusalCode.TENSORS: "The reply's tensors were not exactly the declared ones, so it was kept back.",
         RefusalCode.NOT_FINITE: "The reply held values that are not finite (training may have diverged), so it was "
@@ -61,6 +65,8 @@ _SENTENCES = MappingProxyType(
         RefusalCode.MANIFEST: "The reply's manifest was not that of its tensors, so it was kept back.",
         RefusalCode.METRICS: "The reply's metrics were not all declared scalars within their bounds, so it was kept "
         "back.",
+        RefusalCode.UNPROTECTED: "The reply's update was not clipped and noised as the site's policy asks, so it was "
+        "kept back.",
         RefusalCode.EXCEPTION: "The node's work was ended by an exception; the node's own log holds its text.",
         RefusalCode.ERROR_REPLY: "The node's work ended in an error, whose text was kept back; see the node's own log.",
         RefusalCode.SITE_DATA: "The site's data cannot be used for this plan; `locum-node check` at the site says why.",

@@ -1,12 +1,13 @@
 """Gradients that travel: a site's update, and the optimizer at the coordinator that steps with what it is given."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from protos.declaration import Declaration
 from protos.handover import Handover, HandoverSchema, Kind
+from strategies.data import Batch
 from strategies.gathering import Reply
 from strategies.strategy import COUNT, LOSS, Strategy, specs
 from strategies.training import draw, finite, gradient, make_optimizer, restore, set_learning_rate, snapshot
@@ -25,29 +26,56 @@ def update_declaration(strategy: Strategy) -> Declaration:
 
 def update(
     strategy: Strategy, visit: Visit, *, position: int, count: int, step: int
-) -> tuple[dict[str, Tensor], float]:
+) -> tuple[dict[str, Tensor], float | None]:
     """The mean gradient by parameter name, and the loss, at the arrived weights.
 
     Over `count` >= 1 samples from `position` on of the shuffled stream of `visit.train`; `step` numbers the seed of
-    what the model draws. Every update that leaves a site is computed here. Raises FloatingPointError when training
+    what the model draws. Every update that leaves a site is computed here. With `visit.privacy` it is clipped and
+    noised, and there is no loss, which would tell of the samples unprotected. Raises FloatingPointError when training
     has diverged.
     """
     model = strategy.loaded(visit.handover, visit.device)
     model.train()
     with seeded(visit.seeds("step", step), visit.device):
+        if visit.privacy is not None:
+            parts = contributions(strategy, model, visit, position, count)
+            return visit.privacy.release(parts, dict(model.named_parameters()), count), None
         value = strategy.loss(model, draw(visit, position, count, strategy.plan.training.patches), None)
         return gradient(model, value), finite(value)
 
 
+def contributions(
+    strategy: Strategy, model: nn.Module, visit: Visit, position: int, count: int
+) -> Iterator[dict[str, Tensor]]:
+    """What each drawn sample adds to `count` times the mean gradient, one backward pass each, by parameter name.
+
+    All windows of a sample, and all its draws, are one contribution, so that a bound holds for the sample.
+    """
+    patches = strategy.plan.training.patches
+    batch = draw(visit, position, count, patches)
+    rows: dict[int, list[int]] = {}
+    for place in range(count):
+        index = visit.seeds.sample(position + place, len(visit.train))
+        rows.setdefault(index, []).extend(range(place * patches, (place + 1) * patches))
+    for own in rows.values():
+        value = strategy.loss(model, Batch(batch.image[own], batch.label[own]), None)
+        finite(value)
+        yield gradient(model, value * (len(own) / patches))
+
+
 def no_update(strategy: Strategy, visit: Visit) -> dict[str, Tensor]:
-    """The update of a site that has no sample to draw: zeros."""
+    """The update of a site that has no sample to draw: zeros, and with `visit.privacy` the noise alone."""
     model = strategy.loaded(visit.handover, visit.device)
+    if visit.privacy is not None:
+        return visit.privacy.release((), dict(model.named_parameters()), 1)
     return {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
 
 
-def departure(updates: Mapping[str, Tensor], metrics: Mapping[str, int | float]) -> Departure:
-    """Pack an update, each tensor marked as one."""
-    return Departure(Handover.of(weights={f"{UPDATE}{name}": tensor for name, tensor in updates.items()}), metrics)
+def departure(updates: Mapping[str, Tensor], metrics: Mapping[str, int | float | None]) -> Departure:
+    """Pack an update, each tensor marked as one, with the metrics that there are."""
+    weights = {f"{UPDATE}{name}": tensor for name, tensor in updates.items()}
+    there = {name: value for name, value in metrics.items() if value is not None}
+    return Departure(Handover.of(weights=weights), there)
 
 
 def add(total: dict[str, Tensor], reply: Reply, share: float) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from protos.handover import Handover
 from strategies.data import Samples
+from strategies.privacy import Privacy
 from strategies.randomness import Seeds
 
 # Called once per step: step, steps, scalars.
@@ -54,6 +55,7 @@ class Visit:
     checkpoint: Checkpoint
     memory: Memory
     first: bool = False  # no visit came before: what arrived is the first handover
+    privacy: Privacy | None = None  # an update may leave only as this released it, with no metric but `samples`
 
 
 @dataclass(frozen=True)

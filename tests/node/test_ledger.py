@@ -4,10 +4,12 @@ import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,12 @@ from sqlalchemy.exc import IntegrityError
 from node.database import open_database
 from node.ledger import GENESIS, TABLE, Crossing, Direction, Ledger, LedgerUnwritable, Verdict, _link
 from node.ledger_view import FAULTY, NO_LEDGER, SOUND, run_ledger
+from node.privacy import Updates, epsilon
 from protos.handover import Kind, manifest_of
+from protos.refusals import Refusal, RefusalCode
 from tests.node.guarded import small_handover
 
+UPDATES = Updates(clip=1.5, noise=10, delta=1e-5)
 ROOT = Path(__file__).parents[2]
 MANIFEST = manifest_of(small_handover(), run="run-1", stop=0, site="north", strategy="finetune").SerializeToString()
 
@@ -37,6 +42,7 @@ def crossing(number: int = 0, **changes) -> Crossing:
         "kind_bytes": {Kind.WEIGHTS: 1208},
         "metrics": {"loss": 0.1 * number},
         "manifest": MANIFEST,
+        "updates": UPDATES,
     }
     return Crossing(**(fields | changes))
 
@@ -159,6 +165,61 @@ def test_what_cannot_be_written_is_said(ledger: Ledger, tamper) -> None:
         ledger.record(crossing())
 
 
+OLD_COLUMNS = [column.name for column in TABLE.columns if column.name != "privacy"]
+
+
+def test_a_ledger_of_an_older_release_is_read_and_goes_on(tmp_path: Path) -> None:
+    ledger = Ledger(open_database(tmp_path / "new"))
+    for number in range(3):
+        ledger.record(crossing(number, updates=None))
+    rows = [tuple(entry._asdict()[name] for name in OLD_COLUMNS) for entry in ledger.entries()]
+    with closing(sqlite3.connect(tmp_path / "node.db")) as connection, connection:
+        types = (f"{c.name} {c.type.compile()}" for c in TABLE.columns if c.name != "privacy")
+        connection.execute(f"CREATE TABLE ledger ({', '.join(types)})")
+        connection.executemany(f"INSERT INTO ledger VALUES ({', '.join('?' * len(OLD_COLUMNS))})", rows)
+
+    old = Ledger(open_database(tmp_path))
+    assert old.verify(ledger.head()) == []
+    assert old.last_release() is None
+    old.record(crossing(3))
+    release = old.last_release()
+    assert release is not None
+    assert release.releases == {10.0: 1}
+    assert old.verify(ledger.head()) == []
+    assert [entry.privacy is None for entry in old.entries()] == [True, True, True, False]
+
+
+def test_releases_add_up_however_many_write_at_once(tmp_path: Path) -> None:
+    ledger = Ledger(open_database(tmp_path))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: ledger.record(crossing(number, run=f"run-{number % 3}")), range(24)))
+    ledger.record(crossing(updates=Updates(clip=1)))
+    ledger.record(crossing(updates=None))
+    release = ledger.last_release()
+    assert release is not None
+    assert release.releases == {10.0: 24, 0.0: 1}
+    spent = [json.loads(entry.privacy)["epsilon"] for entry in ledger.entries() if entry.privacy]
+    assert spent[:24] == sorted(set(spent[:24]))
+    assert spent[24] is None
+
+
+def test_of_updates_that_race_for_the_last_of_a_budget_one_leaves(tmp_path: Path) -> None:
+    room = epsilon({10.0: 5}, 1e-5)
+    ledger = Ledger(open_database(tmp_path))
+
+    def leaves(number: int) -> bool:
+        try:
+            ledger.record(crossing(number, updates=UPDATES.model_copy(update={"epsilon": room})))
+        except Refusal as refusal:
+            return refusal.code is not RefusalCode.PRIVACY_BUDGET
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(leaves, range(16))) == 5
+    assert ledger.count() == 5
+    assert ledger.verify() == []
+
+
 def test_threads_write_one_chain(tmp_path: Path) -> None:
     def write(number: int) -> str:
         return Ledger(open_database(tmp_path)).record(crossing(number))
@@ -272,7 +333,7 @@ def test_a_table_for_a_terminal(tmp_path: Path, ledger: Ledger, monkeypatch: pyt
         stdout.flush()
         shown = os.read(master, 100_000).decode()
     os.close(master)
-    assert "weights 1,208 bytes; loss=0.5" in shown
+    assert "weights 1,208 bytes; loss=0.5; clip 1.5, noise 10; epsilon" in shown
     assert "[red]\\x1b[2Jno\\u202eon" in shown
     assert "a\\tb\\nc\\x07[/]" in shown
     assert "\x1b[2J" not in shown
@@ -284,6 +345,8 @@ def test_json_for_programs(tmp_path: Path, ledger: Ledger, capsys) -> None:
     entries = json.loads(capsys.readouterr().out)
     assert [entry["seq"] for entry in entries] == [1, 2, 3, 4, 5, 6, 7]
     assert entries[0]["kind_bytes"] == {"weights": 1208}
+    release = {"clip": 1.5, "noise": 10.0, "delta": 1e-5, "epsilon": epsilon({10.0: 2}, 1e-5), "releases": {"10.0": 2}}
+    assert entries[1]["privacy"] == release
     assert entries[0]["manifest"]["tensors"][0]["name"] == "conv.bias"
     assert entries[6]["detail"] == HOSTILE["detail"]
 
