@@ -1,10 +1,11 @@
 """What a policy may ask of updates, and what releases come to by the accountant."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.optimize import minimize_scalar
@@ -36,6 +37,7 @@ def closed_form(noise: float, count: int, delta: float) -> float:
     return max(0.0, minimize_scalar(at, bounds=(best - 0.2, best + 0.2), method="bounded").fun)
 
 
+@settings(max_examples=60, deadline=None)
 @given(noises, counts, deltas)
 def test_epsilon_is_that_of_the_gaussian_mechanism(noise: float, count: int, delta: float) -> None:
     wanted = closed_form(noise, count, delta)
@@ -43,6 +45,7 @@ def test_epsilon_is_that_of_the_gaussian_mechanism(noise: float, count: int, del
     assert epsilon({noise: count}, delta) >= wanted * (1 - 1e-9) - 1e-12  # never less than what is true
 
 
+@settings(max_examples=60, deadline=None)
 @given(noises, st.integers(1, 1000))
 def test_epsilon_is_no_less_than_the_exact_one(noise: float, count: int) -> None:
     """Balle and Wang 2018, Theorem 8: delta of the Gaussian mechanism at an epsilon, for n of them together."""
@@ -52,11 +55,24 @@ def test_epsilon_is_no_less_than_the_exact_one(noise: float, count: int) -> None
     assert delta <= 1e-5
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(noises, st.integers(1, 10**5), min_size=1), noises, deltas)
 def test_every_further_release_costs(releases: dict[float, int], noise: float, delta: float) -> None:
     more = releases | {noise: releases.get(noise, 0) + 1}
     assert epsilon(more, delta) >= epsilon(releases, delta)
     assert epsilon(releases | {0.0: 7}, delta) == epsilon(releases, delta)
+
+
+def test_the_table_on_the_page_on_privacy_is_true() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text()
+    table = page[page.index("| noise | 1 update |") :].partition("\n\n")[0]
+    heads, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    updates = [int(head.split()[0]) for head in heads[1:]]
+    assert len(rows) == 5
+    for noise, *cells in rows:
+        assert [float(cell) for cell in cells] == [
+            pytest.approx(epsilon({float(noise): count}, 1e-5), rel=5e-3) for count in updates
+        ]
 
 
 def test_two_halves_are_a_whole() -> None:
