@@ -13,7 +13,9 @@ import typer
 from coordinator.faults import FAILED, INCOMPLETE, INTERRUPTED, exit_status, of_one_run, told
 
 if TYPE_CHECKING:
+    from coordinator.compare import Comparison
     from coordinator.home import Home
+    from coordinator.study import StudyRuns
     from coordinator.summary import RunSummary
 
 
@@ -85,6 +87,59 @@ def carry_out_all(runs: Sequence[str], home: "Home", devices: Mapping[str, str],
         if _size(home.nodes_log) > logged:
             complain(f"details: {home.nodes_log}")
     return left
+
+
+def make_study(runs: "StudyRuns", home: "Home", device: str, workers: int, command: str) -> list[str]:
+    """Carry out a study's runs that are not done, at most `workers` at once; return those that failed."""
+    from coordinator.overview import Overview
+    from coordinator.workers import carry_out_at_once
+
+    status = {name: home.store().run(name).status for name in runs.names}
+    left = [name for name in runs.names if status[name] != "done"]
+    logged = _size(home.nodes_log)
+    try:
+        with Overview(len(runs.names), len(runs.names) - len(left)) as overview:
+            if runs.asked > len(runs.names):
+                overview.say(f"{runs.asked} runs are asked for; equal ones are one, which leaves {len(runs.names)}")
+            if runs.taken_up:
+                there, done = len(runs.taken_up), len(runs.taken_up.difference(left))
+                overview.say(f"in the home already: {there} of {len(runs.names)} runs, {done} of them done")
+            failed = carry_out_at_once(left, home, device, workers, overview)
+    except KeyboardInterrupt:
+        complain(f"interrupted; `{command}` goes on where it stopped.")
+        raise typer.Exit(INTERRUPTED) from None
+    if _size(home.nodes_log) > logged:
+        complain(f"details: {home.nodes_log}")
+    return failed
+
+
+def conclude_study(
+    runs: Sequence[str], home: "Home", failed: Sequence[str], command: str, *, as_json: bool, out: Path | None
+) -> None:
+    """Print the comparison of a study's runs and write it, exit with the status that fits the worst run."""
+    from coordinator.compare import comparison
+
+    summaries = [summary_of(run, home) for run in runs]
+    scored = [summary for summary in summaries if summary.visited]
+    table = comparison(scored) if scored else None
+    if as_json:
+        documents = [summary.document() for summary in summaries]
+        print_json({"runs": documents, "comparison": table and table.document()})
+    elif table is not None:
+        table.show()
+    if table is not None and out is not None:
+        write_comparison(table, out)
+    if failed:
+        complain(f"{len(failed)} of {len(runs)} runs failed; when that is mended, `{command}` goes on with them.")
+        raise typer.Exit(FAILED)
+    if not all(summary.complete for summary in summaries):
+        raise typer.Exit(INCOMPLETE)
+
+
+def write_comparison(table: "Comparison", folder: Path) -> None:
+    """Write a comparison into a folder and name the files on standard error."""
+    for path in table.write(folder):
+        typer.echo(path, err=True)
 
 
 def _size(path: Path) -> int:

@@ -15,9 +15,12 @@ from coordinator.batch import (
     command_of,
     complain,
     conclude,
+    conclude_study,
     given,
+    make_study,
     print_json,
     summary_of,
+    write_comparison,
     write_report_of,
 )
 from coordinator.faults import exit_status, told
@@ -44,7 +47,16 @@ DatabaseOption = Annotated[
     str | None,
     typer.Option("--database", envvar="LOCUM_DATABASE", help="SQLAlchemy URL; default: SQLite in the home folder."),
 ]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder with one folder per site; default: the scenario's folder.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key: training.steps=50.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Also write the tables as PNG, Markdown, CSV and JSON into this folder.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="PyTorch device of the simulated nodes: cpu, cuda, ...")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or an unambiguous beginning of it.")]
 
@@ -55,12 +67,8 @@ def simulate(
     scenario: Annotated[
         Path | None, typer.Argument(help="Scenario file (YAML); without one, the demo of synthetic hospitals.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder with one folder per site; default: the scenario's folder.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key: training.steps=50.")
-    ] = None,
+    data: DataOption = None,
+    overrides: SetOption = None,
     home: HomeOption = Path(".locum"),
     database: DatabaseOption = None,
     device: DeviceOption = "cpu",
@@ -86,6 +94,34 @@ def simulate(
     names = begin_all(list(loaded.runs()), place, data, command_of(database), source=source, device=device)
     failed = carry_out_all(names, place, dict.fromkeys(names, device), given(context))
     conclude(names, place, failed, given(context), as_json=as_json, report=report)
+
+
+@app.command()
+def study(
+    scenario: Annotated[Path, typer.Argument(help="Scenario file (YAML) with a study block.")],
+    workers: Annotated[int, typer.Option("--workers", min=1, help="So many runs at once, in a process each.")] = 1,
+    data: DataOption = None,
+    overrides: SetOption = None,
+    home: HomeOption = Path(".locum"),
+    database: DatabaseOption = None,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+    out: OutOption = None,
+) -> None:
+    """Make every run of a scenario's study and compare them; made again, it goes on and repeats nothing."""
+    from coordinator.scenario import load_scenario
+    from coordinator.simulate import check_device
+    from coordinator.study import take_up_or_begin
+
+    loaded = load_scenario(scenario, overrides or [])
+    check_device(device)
+    place = _home(home, database)
+    command = command_of(database)
+    runs = take_up_or_begin(
+        list(loaded.runs()), place, data or scenario.parent, command, source=str(scenario), device=device
+    )
+    failed = make_study(runs, place, device, workers, command)
+    conclude_study(runs.names, place, failed, command, as_json=as_json, out=out)
 
 
 @app.command()
@@ -178,21 +214,19 @@ def compare(
     home: HomeOption = Path(".locum"),
     database: DatabaseOption = None,
     as_json: JsonOption = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write PNG, CSV and JSON into this folder.")] = None,
+    out: OutOption = None,
 ) -> None:
     """Compare runs as the papers' tables do: methods by sites, mean and standard deviation over seeds."""
-    from rich.console import Console
-
     from coordinator.compare import comparison
 
     place = _home(home, database)
-    result = comparison([summary_of(_named(run, place), place) for run in runs])
+    table = comparison([summary_of(_named(run, place), place) for run in runs])
     if as_json:
-        print_json(result.document())
+        print_json(table.document())
     else:
-        result.show(Console())
-    for path in result.write(out) if out else ():
-        typer.echo(path, err=True)
+        table.show()
+    if out is not None:
+        write_comparison(table, out)
 
 
 @app.command()

@@ -110,13 +110,14 @@ class Comparison:
             "notes": list(self.notes),
         }
 
-    def show(self, console: "Console") -> None:
+    def show(self, console: "Console | None" = None) -> None:
         """Print both scores' tables: with rules and colour on a terminal, else plain aligned lines of any width."""
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
+        console = console or Console()
         if not console.is_terminal:  # rich would fold at 80 columns what another program reads
             console = Console(file=console.file, width=100_000, no_color=True)
         for score, (title, _) in SCORES.items():

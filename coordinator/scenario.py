@@ -79,11 +79,16 @@ class Study(Record):
     seeds: tuple[Seed, ...] = ()
     strategies: tuple[StrategyChoice, ...] = ()
     orders: tuple[Order, ...] = ()
+    shuffles: Annotated[int, Field(ge=0, le=1000)] = 0  # so many orders besides, drawn with the seeds 0, 1, ...
 
     @field_validator("strategies", mode="before")
     @classmethod
     def _names_alone(cls, value: Any) -> Any:
         return [_named(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def every_order(self) -> tuple[Order, ...]:
+        """The listed orders, then the shuffled ones."""
+        return (*self.orders, *(Shuffle(shuffle=seed) for seed in range(self.shuffles)))
 
 
 class Scenario(Record):
@@ -166,7 +171,7 @@ class Scenario(Record):
         """The scenario of every single run: the combinations of `study`, strategies first, then orders, then seeds."""
         alone = self.model_copy(update={"study": Study()})
         for strategy in self.study.strategies or (self.strategy,):
-            for order in self.study.orders or (self.order,):
+            for order in self.study.every_order() or (self.order,):
                 for seed in self.study.seeds or (self.seed,):
                     yield alone.model_copy(update={"strategy": strategy, "order": order, "seed": seed})
 
@@ -250,7 +255,13 @@ def _check_effect(raw: dict[str, Any], override: str) -> None:
     first, _, rest = key.partition(".")
     listed = _STUDIED.get(first)
     study = raw.get("study")
-    if listed is None or not isinstance(study, dict) or not study.get(listed):
+    if listed is None or not isinstance(study, dict):
+        return
+    if first == "order" and study.get("shuffles"):
+        raise ScenarioError(
+            f"--set {override}: has no effect, since study.shuffles draws the orders; add --set study.shuffles=0."
+        )
+    if not study.get(listed):
         return
     if rest and first == "strategy":
         instead = f"study.{listed}.0.{rest}={text}"

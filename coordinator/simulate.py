@@ -60,7 +60,7 @@ def begin_all(
             status="pending",
             created=now + timedelta(microseconds=number),  # so that they are listed in the study's order
             device=device,
-            software=f"locum {importlib.metadata.version('locum')}",
+            software=software(),
             command=command,
         )
         for number, scenario in enumerate(scenarios)
@@ -68,6 +68,11 @@ def begin_all(
     with home.store().transaction() as session:
         session.add_all(rows)
     return [row.id for row in rows]
+
+
+def software() -> str:
+    """The name and version that a run is made with."""
+    return f"locum {importlib.metadata.version('locum')}"
 
 
 def move_data(run: str, home: Home, data: Path) -> None:

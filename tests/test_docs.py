@@ -3,7 +3,7 @@
 A comment before a code block steers the test, and no reader sees it:
 
     <!-- test: file NAME -->            the block is written to NAME in the page's folder
-    <!-- test: --set a.b=c -->          added to every `locum simulate` of the block
+    <!-- test: --set a.b=c -->          added to every `locum simulate` and `study` of the block
     <!-- test: exit 1 -->               the block's last command must end with this status
     <!-- test: output differs -->       lines without `$` are not compared (scores depend on what --set changes)
     <!-- test: keys of the output -->   a JSON block must have the keys that the last command printed
@@ -80,7 +80,7 @@ def run_block(block: Block, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     for words in block.commands:
         if words[0] in PROGRAMS:
             added = dropwhile(lambda word: not word.startswith("--"), block.steer)
-            statuses.append(run([*words, *added] if words[1] == "simulate" else words, monkeypatch))
+            statuses.append(run([*words, *added] if words[1] in ("simulate", "study") else words, monkeypatch))
             out, err = capsys.readouterr()
             printed += (err + out).splitlines()
     wanted = int(block.steer[block.steer.index("exit") + 1]) if "exit" in block.steer else 0

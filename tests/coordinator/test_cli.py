@@ -20,7 +20,7 @@ from protos.plan import PhantomSite
 from strategies.registry import STRATEGIES
 from tests.conftest import TINY, Desk
 
-COMMANDS = {"simulate", "resume", "skip", "runs", "show", "report", "compare", "strategies", "export"}
+COMMANDS = {"simulate", "study", "resume", "skip", "runs", "show", "report", "compare", "strategies", "export"}
 DOCUMENT = {
     "run",
     "status",

@@ -1,0 +1,119 @@
+"""A process that carries out runs for a study, one after another, told so by coordinator/workers.py.
+
+Lines of JSON: the first on standard input is {"home", "database"}, which may hold a password and so is in no argument;
+each further one {"run", "device"}. On standard output come {"share", "text"} while a run goes on, {"said"} for what a
+person should read, and {"status", "failed": [sentences]} at a run's end. When the input ends, because the study's own
+process ended, however it did, this one is gone at once: a run survives that at any moment.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TextIO
+
+from coordinator.events import Listener
+from coordinator.faults import exit_status, told
+
+TELL_SECONDS = 0.2  # between two reports of a visit's steps
+
+
+class _Reporter(Listener):
+    """Says how much of the run is done, and where it is."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._stops, self._done, self._rounds = 1, 0, 1
+        self._where = ""
+        self._told = 0.0
+        self.status = "failed"  # as long as the run has not ended
+
+    def send(self, **message: Any) -> None:
+        """Write one message."""
+        self._out.write(json.dumps(message) + "\n")
+        self._out.flush()
+
+    def _tell(self, text: str, part: float = 0.0) -> None:
+        self._told = time.monotonic()
+        self.send(share=min(1.0, (self._done + part) / max(self._stops, 1)), text=text)
+
+    def run_began(self, run: str, stops: int, done: int) -> None:
+        """The run begins or goes on."""
+        self._stops, self._done = stops, done
+        self._tell("begins" if not done else "goes on")
+
+    def describing(self, site: str) -> None:
+        """A site's cases are read."""
+        self._tell(f"reading {site}")
+
+    def stop_began(
+        self, stop: int, sites: tuple[str, ...], rounds: int, done: int, rehearsing: tuple[str, ...] = ()
+    ) -> None:
+        """A stop begins."""
+        self._rounds = rounds
+        self._where = f"stop {stop} at {sites[0] if len(sites) == 1 else f'{len(sites)} sites'}"
+        self._tell(f"{self._where}: reading its cases", done / rounds)
+
+    def stepped(self, stop: int, site: str, step: int, steps: int, loss: float | None) -> None:
+        """A step; within a stop of many rounds only whole rounds count."""
+        if (self._rounds > 1 and site) or time.monotonic() - self._told < TELL_SECONDS:
+            return
+        note = "" if loss is None else f", loss {loss:.3f}"
+        self._tell(f"{self._where}, step {step} of {steps}{note}", step / steps)
+
+    def stop_ended(self, stop: int, sites: tuple[str, ...], seconds: float) -> None:
+        """A stop is committed."""
+        self._done += 1
+        self._tell(f"{self._where}: done")
+
+    def scoring(self, stop: int, site: str) -> None:
+        """A site scores."""
+        self._tell(f"stop {stop}: scoring at {site}")
+
+    def scored(self, stop: int, site: str, dsc: float | None) -> None:
+        """A site could not score; everything else is in the table at the end."""
+        if dsc is None:
+            self.send(said=f"stop {stop}: {site} could not be scored; the run will be incomplete")
+
+    def run_ended(self, run: str, status: str) -> None:
+        """The run ended."""
+        self.status = status
+
+
+def main() -> None:
+    """Carry out runs until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the study, which ends this process
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints is no message
+    place = json.loads(sys.stdin.readline())
+    orders: SimpleQueue[dict[str, str]] = SimpleQueue()
+    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    from coordinator.home import Home
+    from coordinator.simulate import carry_out
+
+    home = Home(Path(place["home"]), place["database"])
+    while True:
+        order = orders.get()
+        reporter = _Reporter(out)
+        failed = []
+        try:
+            carry_out(order["run"], home, device=order["device"], listener=reporter)
+        except Exception as error:
+            if exit_status(error) is None:
+                raise
+            failed = told(error)
+        reporter.send(status=reporter.status, failed=failed)
+
+
+def _listen(orders: "SimpleQueue[dict[str, str]]") -> None:
+    for line in sys.stdin:
+        orders.put(json.loads(line))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

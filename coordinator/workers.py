@@ -1,0 +1,141 @@
+"""Several runs at once, each in a process of its own; coordinator/worker.py is the other end."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import IO, Any
+
+from coordinator.home import Home
+from coordinator.overview import Overview
+
+TICK_SECONDS = 1.0
+STOP_SECONDS = 10.0
+
+Message = dict[str, Any]
+
+
+class _Worker:
+    """One process. What it says comes to `hear` with the worker itself, and None once it has ended."""
+
+    def __init__(self, home: Home, hear: "Callable[[_Worker, Message | None], None]") -> None:
+        self.run = ""  # that it carries out
+        self._hear = hear
+        self._process = subprocess.Popen(
+            # -P: no folder of the user's can stand in for a module
+            [sys.executable, "-P", "-m", "coordinator.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        self._readers = [Thread(target=self._read_errors, daemon=True), Thread(target=self._read, daemon=True)]
+        for reader in self._readers:
+            reader.start()
+        self._write({"home": str(home.folder), "database": home.database})
+
+    def give(self, run: str, device: str) -> None:
+        """Have it carry out a run."""
+        self.run = run
+        self._write({"run": run, "device": device})
+
+    def how_it_ended(self) -> str:
+        """How the process ended, in words."""
+        status = self._process.wait()
+        if status >= 0:
+            return f"with status {status}"
+        return f"by {signal.Signals(-status).name}"
+
+    def stop(self) -> None:
+        """End the process, which loses nothing, and wait for it."""
+        self._pipe(self._process.stdin).close()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for reader in self._readers:
+            reader.join()
+        for pipe in (self._process.stdout, self._process.stderr):
+            self._pipe(pipe).close()
+
+    def _write(self, message: Message) -> None:
+        pipe = self._pipe(self._process.stdin)
+        try:
+            pipe.write(json.dumps(message) + "\n")
+            pipe.flush()
+        except BrokenPipeError:
+            pass  # it has ended, which its reader says
+
+    def _read(self) -> None:
+        for line in self._pipe(self._process.stdout):
+            self._hear(self, json.loads(line))
+        self._readers[0].join()  # its last words come before its end
+        self._hear(self, None)
+
+    def _read_errors(self) -> None:
+        for line in self._pipe(self._process.stderr):
+            self._hear(self, {"said": line.rstrip()})
+
+    @staticmethod
+    def _pipe(pipe: IO[str] | None) -> IO[str]:
+        assert pipe is not None
+        return pipe
+
+
+def carry_out_at_once(runs: Sequence[str], home: Home, device: str, workers: int, overview: Overview) -> list[str]:
+    """Carry out runs, at most `workers` at once; return those that failed, after a sentence about each.
+
+    A run that fails, or whose process is killed, keeps none of the others from its turn. Results are bit for bit those
+    of runs that are carried out one after another.
+    """
+    left = deque(runs)
+    heard: SimpleQueue[tuple[_Worker, Message | None]] = SimpleQueue()
+    idle: list[_Worker] = []
+    busy: set[_Worker] = set()
+    failed: list[str] = []
+
+    def ended(worker: _Worker, status: str, sentences: Sequence[str]) -> None:
+        busy.remove(worker)
+        overview.ended(worker.run, status)
+        for sentence in sentences:
+            overview.say(f"locum: {sentence}")
+        if sentences:
+            failed.append(worker.run)
+
+    try:
+        while left or busy:
+            while left and len(busy) < workers:
+                worker = idle.pop() if idle else _Worker(home, lambda *said: heard.put(said))
+                busy.add(worker)
+                run = left.popleft()
+                overview.began(run)
+                worker.give(run, device)
+            try:
+                worker, message = heard.get(timeout=TICK_SECONDS)
+            except Empty:
+                overview.tick()
+                continue
+            if message is None:
+                if worker in busy:
+                    why = f"its process ended {worker.how_it_ended()}"
+                    ended(worker, "failed", [f"Run {worker.run} failed: {why}; make the study again."])
+                else:
+                    idle.remove(worker)
+                worker.stop()
+            elif "share" in message:
+                overview.moved(worker.run, message["share"], message["text"])
+            elif "said" in message:
+                overview.say(f"{worker.run}: {message['said']}")
+            else:
+                ended(worker, message["status"], message["failed"])
+                idle.append(worker)
+    finally:
+        for worker in (*busy, *idle):
+            worker.stop()
+    return failed
