@@ -196,8 +196,8 @@ def test_an_update_whose_protection_was_changed_during_the_work_stays(tmp_path: 
 # The noise
 
 
-def noise(home: Path, **changes: Any) -> SiteNoise:
-    return SiteNoise(home, Request(run="run-1", site="north", plan=JOINT).model_copy(update=changes), FIRST)
+def noise(home: Path, handover: Handover = FIRST, **changes: Any) -> SiteNoise:
+    return SiteNoise(home, Request(run="run-1", site="north", plan=JOINT).model_copy(update=changes), handover)
 
 
 def test_the_noise_is_normal(tmp_path: Path) -> None:
@@ -209,6 +209,8 @@ def test_the_noise_is_normal(tmp_path: Path) -> None:
     assert np.array_equal(noise(tmp_path)(b"digest", 10), numbers[:10])
     assert not np.array_equal(noise(tmp_path)(b"other", 10), numbers[:10])
     assert not np.array_equal(noise(tmp_path, stop=1)(b"digest", 10), numbers[:10])
+    moved = Handover.of(weights={"weight": torch.ones(3)})
+    assert not np.array_equal(noise(tmp_path, moved)(b"digest", 10), numbers[:10])
 
 
 def test_the_key_is_one_for_all_and_for_its_owner_only(tmp_path: Path) -> None:
