@@ -8,25 +8,27 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from coordinator.compare import Comparison, comparison
+from coordinator.compare import comparison
 from coordinator.home import Home
 from coordinator.listing import listed
 from coordinator.metrics import Score
 from coordinator.results import summarise
 from coordinator.store import sqlite_url
+from coordinator.tables import Comparison
 
-SCORES: dict[Score, tuple[str, float]] = {"dsc": ("DSC, %", 100.0), "asd": ("ASD, mm (pixels for pictures)", 1.0)}
+TITLES: dict[Score, str] = {"dsc": "DSC, %", "asd": "ASD, mm (pixels for pictures)"}
 SHOWN = ("overall", "bwt", "rem", "tl")
 
 
 def tables(found: Comparison) -> Iterator[str]:
     """Markdown: methods by sites and by the metrics that show forgetting."""
-    for score, (title, scale) in SCORES.items():
-        kept = [i for i, column in enumerate(found.columns) if column.kind != "metric" or column.key in SHOWN]
-        yield f"| {title} | seeds | " + " | ".join(found.columns[i].title for i in kept) + " |"
+    for panel in found.panels:
+        kept = [i for i, column in enumerate(panel.columns) if column.kind != "metric" or column.key in SHOWN]
+        title = TITLES[panel.score]
+        yield f"| {title} | seeds | " + " | ".join(panel.columns[i].title for i in kept) + " |"
         yield "|---" * (len(kept) + 2) + "|"
         for method in found.methods:
-            cells = [stat.text(scale) if (stat := method.values[score][i]) else "–" for i in kept]
+            cells = [stat.text(panel.scale) if (stat := method.values[panel.key][i]) else "–" for i in kept]
             yield f"| {method.label} | {', '.join(map(str, method.seeds))} | " + " | ".join(cells) + " |"
         yield ""
 

@@ -13,10 +13,11 @@ import typer
 from coordinator.faults import FAILED, INCOMPLETE, INTERRUPTED, exit_status, of_one_run, told
 
 if TYPE_CHECKING:
-    from coordinator.compare import Comparison
+    from coordinator.compare import TableName
     from coordinator.home import Home
     from coordinator.study import StudyRuns
     from coordinator.summary import RunSummary
+    from coordinator.tables import Comparison
 
 
 def complain(*sentences: str) -> None:
@@ -114,26 +115,39 @@ def make_study(runs: "StudyRuns", home: "Home", device: str, workers: int, comma
 
 
 def conclude_study(
-    runs: Sequence[str], home: "Home", failed: Sequence[str], command: str, *, as_json: bool, out: Path | None
+    runs: Sequence[str],
+    home: "Home",
+    failed: Sequence[str],
+    command: str,
+    *,
+    table: "TableName",
+    pool: str | None,
+    as_json: bool,
+    out: Path | None,
 ) -> None:
     """Print the comparison of a study's runs and write it, exit with the status that fits the worst run."""
-    from coordinator.compare import comparison
-
     summaries = [summary_of(run, home) for run in runs]
     scored = [summary for summary in summaries if summary.visited]
-    table = comparison(scored) if scored else None
+    compared = compared_in(scored, table, pool) if scored else None
     if as_json:
         documents = [summary.document() for summary in summaries]
-        print_json({"runs": documents, "comparison": table and table.document()})
-    elif table is not None:
-        table.show()
-    if table is not None and out is not None:
-        write_comparison(table, out)
+        print_json({"runs": documents, "comparison": compared and compared.document()})
+    elif compared is not None:
+        compared.show()
+    if compared is not None and out is not None:
+        write_comparison(compared, out)
     if failed:
         complain(f"{len(failed)} of {len(runs)} runs failed; when that is mended, `{command}` goes on with them.")
         raise typer.Exit(FAILED)
     if not all(summary.complete for summary in summaries):
         raise typer.Exit(INCOMPLETE)
+
+
+def compared_in(summaries: Sequence["RunSummary"], table: "TableName", pool: str | None) -> "Comparison":
+    """The comparison in a table, whose rows pool the orders as `pool` says: `orders`, `none`, or as is its custom."""
+    from coordinator.compare import comparison
+
+    return comparison(summaries, table, pool=pool == "orders" or (pool is None and table != "overview"))
 
 
 def write_comparison(table: "Comparison", folder: Path) -> None:

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from coordinator.batch import (
     carry_out_all,
     command_of,
+    compared_in,
     complain,
     conclude,
     conclude_study,
@@ -56,6 +57,13 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Also write the tables as PNG, Markdown, CSV and JSON into this folder.")
+]
+TableOption = Annotated[
+    Literal["overview", "mas-lr", "ms-er"], typer.Option("--table", help="Everything, or a paper's own table.")
+]
+PoolOption = Annotated[
+    Literal["orders", "none"] | None,
+    typer.Option("--pool", help="Whether runs of different orders share a row; default: in a paper's table they do."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="PyTorch device of the simulated nodes: cpu, cuda, ...")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or an unambiguous beginning of it.")]
@@ -107,6 +115,8 @@ def study(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
     out: OutOption = None,
+    table: TableOption = "overview",
+    pool: PoolOption = None,
 ) -> None:
     """Make every run of a scenario's study and compare them; made again, it goes on and repeats nothing."""
     from coordinator.scenario import load_scenario
@@ -121,7 +131,7 @@ def study(
         list(loaded.runs()), place, data or scenario.parent, command, source=str(scenario), device=device
     )
     failed = make_study(runs, place, device, workers, command)
-    conclude_study(runs.names, place, failed, command, as_json=as_json, out=out)
+    conclude_study(runs.names, place, failed, command, table=table, pool=pool, as_json=as_json, out=out)
 
 
 @app.command()
@@ -215,18 +225,18 @@ def compare(
     database: DatabaseOption = None,
     as_json: JsonOption = False,
     out: OutOption = None,
+    table: TableOption = "overview",
+    pool: PoolOption = None,
 ) -> None:
     """Compare runs as the papers' tables do: methods by sites, mean and standard deviation over seeds."""
-    from coordinator.compare import comparison
-
     place = _home(home, database)
-    table = comparison([summary_of(_named(run, place), place) for run in runs])
+    compared = compared_in([summary_of(_named(run, place), place) for run in runs], table, pool)
     if as_json:
-        print_json(table.document())
+        print_json(compared.document())
     else:
-        table.show()
+        compared.show()
     if out is not None:
-        write_comparison(table, out)
+        write_comparison(compared, out)
 
 
 @app.command()

@@ -1,247 +1,165 @@
-"""Comparison of runs as in the papers: methods by sites, mean and standard deviation over seeds."""
+"""Comparison of runs as in the papers: which runs make a method, and which values stand in which table."""
 
-import csv
-import itertools
 import json
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
-from coordinator.metrics import DEFINITIONS, Better, Score
+from coordinator.metrics import DEFINITIONS, Score, all_sites, bwt_by_site, gap_closed, zero_shot
 from coordinator.summary import RunSummary
+from coordinator.tables import Column, Comparison, Method, Panel, Stat
 
-if TYPE_CHECKING:
-    from rich.console import Console
+TableName = Literal["overview", "mas-lr", "ms-er"]
+SCORES: tuple[Score, ...] = ("dsc", "asd")
 
-SCORES: Mapping[Score, tuple[str, float]] = {"dsc": ("DSC (%)", 100.0), "asd": ("ASD (mm; pixels for pictures)", 1.0)}
-
-
-_DRAWN_COLUMNS = 24  # a wider picture shows the metrics alone
+_TITLES: Mapping[Score, tuple[str, float]] = {"dsc": ("DSC (%)", 100.0), "asd": ("ASD (mm; pixels for pictures)", 1.0)}
+_FLOOR, _CEILING = "finetune", "joint"  # between which a gap is closed
+_NOTES: Mapping[TableName, tuple[str, ...]] = {
+    "mas-lr": ("The ± of the paper's Table 1 is over segmented structures, here it is over runs.",),
+    "ms-er": (
+        "A site's BWT is its final score minus that right after its own visit, so 0 in a run that visits it last.",
+        "One model learnt from all sites at once has one score after every visit.",
+    ),
+}
 
 
 class NotComparable(ValueError):
     """Runs that cannot stand in one table; the text is one sentence that says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Stat:
-    """Mean over `n` seeds and the sample standard deviation, which a single seed does not have."""
+def comparison(runs: Sequence[RunSummary], table: TableName = "overview", *, pool: bool = False) -> Comparison:
+    """Group runs that differ in nothing but the seed, and with `pool` the order too, and average each group.
 
-    mean: float
-    sd: float | None
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float | None]) -> "Stat | None":
-        """Over one value per seed; None as soon as one of them is undefined."""
-        known = [value for value in values if value is not None]
-        if not known or len(known) < len(values):
-            return None
-        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
-
-    def text(self, scale: float = 1.0) -> str:
-        """`92.22 ± 1.10`, or the mean alone."""
-        mean = f"{scale * self.mean:.2f}"
-        return mean if self.sd is None else f"{mean} ± {scale * self.sd:.2f}"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A site's final score (`kind` "site" or "unseen") or a metric over the matrix (`kind` "metric")."""
-
-    kind: str
-    key: str
-    title: str
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row: runs that differ in nothing but the seed. `values` holds a Stat (or None) per score and column."""
-
-    label: str
-    runs: tuple[str, ...]
-    seeds: tuple[int, ...]
-    values: Mapping[Score, tuple[Stat | None, ...]]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The table, ready to print, draw and write. Scores are kept as fractions (DSC) and mm (ASD)."""
-
-    columns: tuple[Column, ...]
-    methods: tuple[Method, ...]
-    notes: tuple[str, ...]
-
-    def best(self, score: Score, column: int) -> set[int]:
-        """The methods with the best mean in a column; none when there is nothing to choose from."""
-        better = self._better(score, column)
-        means = {
-            row: stat.mean
-            for row, method in enumerate(self.methods)
-            if (stat := method.values[score][column]) is not None
-        }
-        if len(means) < 2 or better is None:
-            return set()
-        top = max(means.values()) if better == "higher" else min(means.values())
-        return {row for row, mean in means.items() if mean == top}
-
-    def document(self) -> dict[str, Any]:
-        """The comparison as JSON: DSC as fractions, ASD in mm; null where a value is undefined."""
-        return {
-            "columns": [{"kind": column.kind, "key": column.key} for column in self.columns],
-            "methods": [
-                {
-                    "label": method.label,
-                    "runs": list(method.runs),
-                    "seeds": list(method.seeds),
-                    **{
-                        score: [
-                            stat and {"mean": stat.mean, "sd": stat.sd, "n": stat.n} for stat in method.values[score]
-                        ]
-                        for score in SCORES
-                    },
-                }
-                for method in self.methods
-            ],
-            "notes": list(self.notes),
-        }
-
-    def show(self, console: "Console | None" = None) -> None:
-        """Print both scores' tables: with rules and colour on a terminal, else plain aligned lines of any width."""
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        console = console or Console()
-        if not console.is_terminal:  # rich would fold at 80 columns what another program reads
-            console = Console(file=console.file, width=100_000, no_color=True)
-        for score, (title, _) in SCORES.items():
-            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD if console.is_terminal else None)
-            grid = self._grid(score)
-            if (
-                console.is_terminal
-                and sum(max(map(len, column)) + 3 for column in zip(*grid, strict=True)) > console.width
-            ):
-                grid = [list(row) for row in zip(*grid, strict=True)]  # too wide: methods become columns
-            for index, name in enumerate(grid[0]):
-                table.add_column(Text(name), justify="right" if index else "left", no_wrap=not console.is_terminal)
-            for row in grid[1:]:
-                table.add_row(*(Text(cell, style="bold" if cell.startswith("* ") else "") for cell in row))
-            console.print(table)
-        for note in self._footnotes():
-            console.print(Text(note, style="dim"))
-
-    def write(self, folder: Path) -> tuple[Path, ...]:
-        """Write `comparison.png`, `comparison.csv` and `comparison.json` to `folder`, and return their paths."""
-        from coordinator import figures
-
-        folder.mkdir(parents=True, exist_ok=True)
-        image, table, document = (folder / f"comparison.{kind}" for kind in ("png", "csv", "json"))
-        drawn = self if len(self.columns) <= _DRAWN_COLUMNS else self._metrics_only()
-        panels = []
-        for score, (title, _) in SCORES.items():
-            header, *rows = drawn._grid(score)
-            best = {(row, c + 2) for c in range(len(drawn.columns)) for row in drawn.best(score, c)}
-            plain = [[cell.removeprefix("* ") for cell in row] for row in rows]
-            panels.append(figures.Panel(title, header, plain, frozenset(best)))
-        image.write_bytes(figures.png(figures.table(panels, drawn._footnotes("Bold"))))
-        with table.open("w", newline="", encoding="utf-8") as file:
-            out = csv.writer(file)
-            out.writerow(["method", "seeds", "score", "kind", "column", "mean", "sd", "n"])
-            for method, score in itertools.product(self.methods, SCORES):
-                seeds = " ".join(map(str, method.seeds))
-                for column, stat in zip(self.columns, method.values[score], strict=True):
-                    numbers = [stat.mean, "" if stat.sd is None else stat.sd, stat.n] if stat else ["", "", 0]
-                    out.writerow([method.label, seeds, score, column.kind, column.key, *numbers])
-        document.write_text(json.dumps(self.document(), allow_nan=False) + "\n", encoding="utf-8")
-        return image, table, document
-
-    def _metrics_only(self) -> "Comparison":
-        kept = [index for index, column in enumerate(self.columns) if column.kind == "metric"]
-        methods = [
-            replace(
-                method, values={score: tuple(stats[index] for index in kept) for score, stats in method.values.items()}
-            )
-            for method in self.methods
-        ]
-        note = f"The {len(self.columns) - len(kept)} sites stand in comparison.csv."
-        return Comparison(tuple(self.columns[index] for index in kept), tuple(methods), (note,))
-
-    def _better(self, score: Score, column: int) -> Better | None:
-        chosen = self.columns[column]
-        return DEFINITIONS[chosen.key if chosen.kind == "metric" else "overall"].better(score)
-
-    def _grid(self, score: Score) -> list[list[str]]:
-        """Header and rows as text; a star marks the best of a column."""
-        arrows = {"higher": " ↑", "lower": " ↓", None: ""}
-        header = [
-            c.title + (arrows[self._better(score, i)] if c.kind == "metric" else "") for i, c in enumerate(self.columns)
-        ]
-        best = [self.best(score, c) for c in range(len(self.columns))]
-        return [["Method", "n", *header]] + [
-            [
-                method.label,
-                str(len(method.seeds)),
-                *(
-                    ("* " if row in best[c] else "") + (stat.text(SCORES[score][1]) if stat else "–")
-                    for c, stat in enumerate(method.values[score])
-                ),
-            ]
-            for row, method in enumerate(self.methods)
-        ]
-
-    def _footnotes(self, mark: str = "A star") -> list[str]:
-        return [
-            "n: seeds; ±: the sample standard deviation over them, which one seed does not have; –: undefined.",
-            f"{mark} marks the best mean of a column, which may be chance where the deviations overlap.",
-            *self.notes,
-        ]
-
-
-def comparison(runs: Sequence[RunSummary]) -> Comparison:
-    """Group runs that differ in nothing but the seed, and average each group over its seeds.
-
-    Raises NotComparable when there is no run, when sites, unseen sites or classes differ, when a run has no scores,
-    or when one experiment is there twice with the same seed.
+    `overview` has the final scores and all metrics, for DSC and ASD; `mas-lr` the columns of MAS-LR's Table 1, and
+    `ms-er` the BWT per site of MS-ER's with its curves over the visits, for DSC alone. Raises NotComparable when there
+    is no run, when sites, unseen sites, classes or scored cases differ, when a run has no scores, or when one
+    experiment is there twice with the same seed (and order).
     """
     _check(runs)
-    first = runs[0]
     settings = {id(run): _settings(run) for run in runs}
     groups: dict[str, list[RunSummary]] = {}
     for run in runs:
-        groups.setdefault(json.dumps([settings[id(run)], run.sites, run.visited]), []).append(run)
+        came_to = [len(run.visited), run.complete] if pool else [run.sites, run.visited]
+        groups.setdefault(json.dumps([settings[id(run)], came_to]), []).append(run)
     for group in groups.values():
-        seeds: dict[int, str] = {}
+        known: dict[Any, str] = {}
         for run in group:
-            if run.seed in seeds:
+            if (run.seed, run.sites) in known:
+                other = known[run.seed, run.sites]
                 raise NotComparable(
-                    f"Runs {seeds[run.seed]} and {run.run} are one experiment with seed {run.seed}; leave one out."
+                    f"Runs {other} and {run.run} are one experiment with seed {run.seed}; leave one out."
                 )
-            seeds[run.seed] = run.run
-    columns = (
-        *(Column("site", site, site) for site in first.sites),
-        *(Column("unseen", site, f"{site} (unseen)") for site in first.unseen),
-        *(Column("metric", key, definition.title) for key, definition in DEFINITIONS.items()),
-    )
+            known[run.seed, run.sites] = run.run
     orders = list(dict.fromkeys(run.sites for run in runs))
+    panels = tuple(_panels(table, runs))
+    values = _reader(runs, settings)
     methods = [
         Method(
-            label=_label(group[0], settings, runs, orders),
+            label=_label(group[0], settings, runs, [] if pool else orders),
             runs=tuple(run.run for run in group),
             seeds=tuple(run.seed for run in group),
             values={
-                score: tuple(Stat.of([_value(run, score, column) for run in group]) for column in columns)
-                for score in SCORES
+                panel.key: tuple(
+                    Stat.of([values(run, panel.score, column) for run in group]) for column in panel.columns
+                )
+                for panel in panels
             },
         )
         for group in groups.values()
     ]
-    return Comparison(columns, tuple(methods), tuple(_notes(runs, orders)))
+    notes = list(_notes(runs, orders, pool))
+    if any(column.kind == "gap" for panel in panels for column in panel.columns):
+        notes.append(f"Gap closed: (Overall - {_FLOOR}'s) / ({_CEILING}'s - {_FLOOR}'s), run by run; –: no gap.")
+    return Comparison(panels, tuple(methods), (*notes, *_NOTES.get(table, ())))
+
+
+# Tables
+
+
+def _panels(table: TableName, runs: Sequence[RunSummary]) -> Iterator[Panel]:
+    first = runs[0]
+    match table:
+        case "overview":
+            gap = {_FLOOR, _CEILING} <= {run.strategy for run in runs}
+            for score in SCORES:
+                better = DEFINITIONS["overall"].better(score)
+                columns = (
+                    *(Column("site", site, site, better) for site in first.sites),
+                    *(Column("unseen", site, f"{site} (unseen)", better) for site in first.unseen),
+                    *(_metric(key, score) for key in DEFINITIONS),
+                    *([Column("gap", "gap", "Gap closed (%)", "higher", 100.0)] if gap else []),
+                )
+                title, scale = _TITLES[score]
+                yield Panel(score, title, score, columns, scale)
+        case "mas-lr":
+            keys = {"cl": "CL DSC"} | {key: DEFINITIONS[key].title for key in ("rem", "bwt_plus", "tl", "fwt")}
+            columns = tuple(_metric(key, "dsc", title) for key, title in keys.items())
+            yield Panel("dsc", "As MAS-LR's Table 1", "dsc", columns, digits=3)
+        case "ms-er":
+            columns = (*(Column("bwt", site, site, "higher") for site in first.sites), _metric("bwt", "dsc", "mean"))
+            yield Panel("bwt", "BWT (DSC), as MS-ER's Table 1", "dsc", columns, digits=3)
+            for key, title, visits in (
+                ("zero_shot", "DSC on sites not visited yet", len(first.sites) - 1),
+                ("all_sites", "DSC on all sites, visited yet or not", len(first.sites)),
+            ):
+                numbers = range(1, visits + 1)
+                columns = tuple(Column(key, str(number), f"visit {number}", "higher") for number in numbers)
+                if columns:
+                    yield Panel(key, f"Mean {title}, after each visit", "dsc", columns, digits=3, drawn=True)
+
+
+def _metric(key: str, score: Score, title: str | None = None) -> Column:
+    return Column("metric", key, title or DEFINITIONS[key].title, DEFINITIONS[key].better(score))
+
+
+def _reader(
+    runs: Sequence[RunSummary], settings: Mapping[int, Mapping[str, Any]]
+) -> Callable[[RunSummary, Score, Column], float | None]:
+    """What gives the value of a run in a column of any kind; None where it is undefined."""
+    beside: dict[Any, float | None] = {}  # what surrounds the strategy -> the overall score of floor and ceiling
+
+    def place(run: RunSummary, score: Score, strategy: str) -> Any:
+        frame = {key: value for key, value in settings[id(run)].items() if not key.startswith("strategy.")}
+        return strategy, score, json.dumps([frame, run.seed, run.sites])
+
+    for run in runs:
+        for score in SCORES:
+            beside[place(run, score, run.strategy)] = run.metrics[score]["overall"] if run.complete else None
+
+    def value(run: RunSummary, score: Score, column: Column) -> float | None:
+        R = run.matrix(score)
+        match column.kind:
+            case "metric":
+                return run.metrics[score][column.key]
+            case "gap":
+                better = DEFINITIONS["overall"].better(score)
+                mine = run.metrics[score]["overall"]
+                floor, ceiling = (beside.get(place(run, score, strategy)) for strategy in (_FLOOR, _CEILING))
+                if mine is None or floor is None or ceiling is None or better is None:
+                    return None
+                return gap_closed(mine, floor, ceiling, better)
+            case "bwt":
+                return None if run.order is None else bwt_by_site(R, run.order)[run.columns.index(column.key)]
+            case "zero_shot":
+                return None if run.order is None else _at(zero_shot(R[:, : len(run.sites)], run.order), column)
+            case "all_sites":
+                means = all_sites(R[:, : len(run.sites)])
+                return means[-1] if run.order is None else _at(means, column)
+            case _:
+                final = float(R[-1, run.columns.index(column.key)])
+                return None if np.isnan(final) else final
+
+    return value
+
+
+def _at(values: Sequence[float | None], column: Column) -> float | None:
+    """The value after the visit that the column names; None where the run has not come so far."""
+    visit = int(column.key)
+    return values[visit - 1] if visit <= len(values) else None
+
+
+# Runs
 
 
 def _check(runs: Sequence[RunSummary]) -> None:
@@ -302,17 +220,13 @@ def _label(
     return run.strategy + (f" ({', '.join(apart)})" if apart else "")
 
 
-def _value(run: RunSummary, score: Score, column: Column) -> float | None:
-    if column.kind == "metric":
-        return run.metrics[score][column.key]
-    value = float(run.matrix(score)[-1, run.columns.index(column.key)])
-    return None if np.isnan(value) else value
-
-
-def _notes(runs: Sequence[RunSummary], orders: Sequence[tuple[str, ...]]) -> Iterator[str]:
+def _notes(runs: Sequence[RunSummary], orders: Sequence[tuple[str, ...]], pool: bool) -> Iterator[str]:
     if runs[0].plan.scored != "test":
         yield f"All scores are over {runs[0].plan.scored_cases}, not over test cases."
-    if len(orders) > 1:
+    if pool and len(orders) > 1:
+        seeds = len({run.seed for run in runs})
+        yield f"Pooled over {seeds} seed{'s' * (seeds > 1)} and {len(orders)} orders of the visits."
+    elif len(orders) > 1:
         for number, order in enumerate(orders, 1):
             yield f"Order {number}: {', '.join(order)}."
     if len(scenarios := dict.fromkeys(run.scenario for run in runs)) > 1:

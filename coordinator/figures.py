@@ -1,4 +1,4 @@
-"""Figures of a run and of a comparison, as matplotlib Figure objects: no pyplot, no global state but a style context.
+"""Figures of a run, as matplotlib Figure objects: no pyplot, no global state but a style context.
 
 They import matplotlib, so import this module only where something is drawn. Colours are Okabe and Ito's, which stay
 apart for colour-blind readers, and every colour is doubled by a marker, a label or a position.
@@ -22,8 +22,8 @@ from coordinator.summary import RunSummary
 
 DPI = 192  # twice a screen's 96, so that figures are sharp
 NAMES = {"dsc": "DSC", "asd": "ASD (mm or pixels)"}
-_LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "os^Dvp"
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "os^Dvp"
 _TEXT_CELLS = 16  # above so many rows or columns a heat map has no numbers
 _LINE_SITES = 14  # above so many sites the curves become a band
 _BAR_SITES = 20  # above so many sites the rest share one bar
@@ -61,8 +61,8 @@ def heat_map(summary: RunSummary, score: Score, theme: Theme = LIGHT) -> Figure:
     sites = len(summary.sites)
     place = np.arange(columns) + 0.35 * (np.arange(columns) >= sites)  # where each column's centre stands
     width = float(np.clip(1.7 + 0.62 * columns, 3.6, 10.5))
-    with _style(theme):
-        figure, (axes,) = _figure(width, float(np.clip(1.25 + 0.42 * max(rows, 2), 2.1, 9.5)), theme)
+    with style(theme):
+        figure, (axes,) = canvas(width, float(np.clip(1.25 + 0.42 * max(rows, 2), 2.1, 9.5)), theme)
         top = 1.0 if score == "dsc" else _nice(matrix)
         shade = mpl.colormaps["cividis" if score == "dsc" else "cividis_r"].with_extremes(bad=theme.empty)
         for part in (slice(0, sites), slice(sites, columns)):
@@ -107,8 +107,8 @@ def curves(summary: RunSummary, scores: Sequence[Score] = ("dsc", "asd"), theme:
 
     Unseen sites are dashed. Above 14 sites there are the mean and the range over sites instead.
     """
-    with _style(theme):
-        figure, panels = _figure(5.4 * len(scores), 3.4, theme, len(scores))
+    with style(theme):
+        figure, panels = canvas(5.4 * len(scores), 3.4, theme, len(scores))
         for axes, score in zip(panels, scores, strict=True):
             matrix = summary.matrix(score)
             rows, columns = matrix.shape
@@ -120,7 +120,7 @@ def curves(summary: RunSummary, scores: Sequence[Score] = ("dsc", "asd"), theme:
             if columns <= _LINE_SITES:
                 ends = []
                 for j, site in enumerate(summary.columns):
-                    colour, marker = _LINES[j % len(_LINES)], _MARKERS[(j + j // len(_LINES)) % len(_MARKERS)]
+                    colour, marker = LINES[j % len(LINES)], MARKERS[(j + j // len(LINES)) % len(MARKERS)]
                     unseen = j >= len(summary.sites)
                     axes.plot(
                         visits, matrix[:, j], color=colour, ls="--" if unseen else "-", marker=marker, ms=3.5, lw=1.6
@@ -133,9 +133,9 @@ def curves(summary: RunSummary, scores: Sequence[Score] = ("dsc", "asd"), theme:
             else:
                 present = matrix[:, ~np.isnan(matrix).all(axis=0)]
                 axes.fill_between(
-                    visits, np.nanmin(present, 1), np.nanmax(present, 1), color=_LINES[0], alpha=0.2, label="all sites"
+                    visits, np.nanmin(present, 1), np.nanmax(present, 1), color=LINES[0], alpha=0.2, label="all sites"
                 )
-                axes.plot(visits, np.nanmean(present, axis=1), color=_LINES[0], lw=1.8, label="mean over sites")
+                axes.plot(visits, np.nanmean(present, axis=1), color=LINES[0], lw=1.8, label="mean over sites")
                 axes.legend(frameon=False)
     return figure
 
@@ -155,8 +155,8 @@ def traffic(summary: RunSummary, theme: Theme = LIGHT) -> Figure:
             sums[:, kinds.index(row.kind), bar[row.site]] += share * row.sent, share * row.received
     unit, name = _unit(float(sums.sum(axis=1).max(initial=0)))
     sums /= unit
-    with _style(theme):
-        figure, (axes,) = _figure(5.4, 1.2 + 0.3 * max(len(labels), 2), theme)
+    with style(theme):
+        figure, (axes,) = canvas(5.4, 1.2 + 0.3 * max(len(labels), 2), theme)
         for direction, sign in enumerate((-1, 1)):
             start = np.zeros(sums.shape[2])
             for k, kind in enumerate(kinds):
@@ -164,7 +164,7 @@ def traffic(summary: RunSummary, theme: Theme = LIGHT) -> Figure:
                     range(sums.shape[2]),
                     sign * sums[direction, k],
                     left=sign * start,
-                    color=_LINES[k % len(_LINES)],
+                    color=LINES[k % len(LINES)],
                     edgecolor=theme.paper,
                     label=kind if sign > 0 else None,
                     height=0.66,
@@ -183,54 +183,8 @@ def traffic(summary: RunSummary, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One block of a table figure; `best` are (row, column) places to set in bold."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    best: frozenset[tuple[int, int]]
-
-
-def table(panels: Sequence[Panel], notes: Sequence[str]) -> Figure:
-    """Tables one below the other in the manner of a paper: rules above and below, the best per column in bold."""
-    widths = [
-        max(len(text) for panel in panels for text in (panel.header[c], *(row[c] for row in panel.rows)))
-        for c in range(len(panels[0].header))
-    ]
-    right = np.cumsum([0.075 * width + 0.2 for width in widths])  # inches
-    line = 0.25
-    height = line * (sum(len(panel.rows) + 3.2 for panel in panels) + len(notes) + 0.4)
-    with _style(LIGHT):
-        figure = Figure(figsize=(max(float(right[-1]), 4.0) + 0.3, height))
-        FigureCanvasAgg(figure)
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.15, figure.get_figwidth() - 0.15), ylim=(height, 0))
-        axes.set_axis_off()
-        y = line
-        for panel in panels:
-            axes.text(0, y, panel.title, weight="bold", va="center", fontsize=10)
-            for offset, weight in ((0.6, 1.3), (1.7, 0.7), (1.9 + len(panel.rows), 1.3)):
-                axes.plot((0, right[-1]), (y + offset * line,) * 2, color=LIGHT.ink, lw=weight)
-            for r, row in enumerate([panel.header, *panel.rows]):
-                for c, text in enumerate(row):
-                    axes.text(
-                        0 if c == 0 else right[c],
-                        y + line * (1.15 + r + (0.15 if r else 0)),
-                        text,
-                        ha="left" if c == 0 else "right",
-                        va="center",
-                        weight="bold" if (r - 1, c) in panel.best else "normal",
-                        color=LIGHT.ink if r else LIGHT.muted,
-                    )
-            y += line * (len(panel.rows) + 3.2)
-        for note in notes:
-            axes.text(0, y - 0.3 * line, note, color=LIGHT.muted, va="center", fontsize=8)
-            y += line
-    return figure
-
-
-def _style(theme: Theme) -> AbstractContextManager[None]:
+def style(theme: Theme) -> AbstractContextManager[None]:
+    """Matplotlib's settings within a block."""
     return mpl.rc_context(
         {
             "font.size": 9,
@@ -247,7 +201,8 @@ def _style(theme: Theme) -> AbstractContextManager[None]:
     )
 
 
-def _figure(width: float, height: float, theme: Theme, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def canvas(width: float, height: float, theme: Theme, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of so many inches with its panels side by side."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     every = list(figure.subplots(1, panels, squeeze=False)[0])

@@ -147,6 +147,42 @@ def cl(S: Matrix) -> float | None:
     return _mean(S[np.tril_indices(len(S))])
 
 
+def bwt_by_site(R: Matrix, order: Sequence[int]) -> list[float | None]:
+    """Per column j of R the final score minus that right after j's own visit: R[K,j] - R[j,j] (MS-ER, Table 1).
+
+    R: [rows, columns]; order: the column that each row visited. Signed; the last site's is 0 by this definition, as in
+    the paper; None for a column that no row visited or that lacks one of the two scores. DSC: higher is better.
+    """
+    row_of = {column: row for row, column in enumerate(order)}
+    return [_mean(R[-1, j] - R[row_of[j], j]) if j in row_of else None for j in range(R.shape[1])]
+
+
+def zero_shot(R: Matrix, order: Sequence[int]) -> list[float | None]:
+    """Per row i the mean score over all columns that rows 1..i did not visit: sites the model has not seen yet.
+
+    R: [rows, K], the columns of the sites that are visited, unseen ones left out; order: the column that each row
+    visited. None where no column is left, as after the last visit. DSC: higher is better.
+    """
+    left = [[j for j in range(R.shape[1]) if j not in order[: i + 1]] for i in range(len(R))]
+    return [_mean(R[i, columns]) for i, columns in enumerate(left)]
+
+
+def all_sites(R: Matrix) -> list[float | None]:
+    """Per row the mean score over all K columns, visited yet or not (as MS-ER's Fig. 2 reads). R: [rows, K]."""
+    return [_mean(row) for row in R]
+
+
+def gap_closed(value: float, floor: float, ceiling: float, better: Better) -> float | None:
+    """(value - floor) / (ceiling - floor): 0 is fine-tuning, the floor, and 1 is joint training, the ceiling.
+
+    None unless the ceiling is better than the floor: there is no gap to close then.
+    """
+    gap = ceiling - floor
+    if gap == 0 or (gap > 0) != (better == "higher"):
+        return None
+    return (value - floor) / gap
+
+
 def evaluate(R: Matrix, order: Sequence[int] | None, score: Score) -> dict[str, float | None]:
     """Every metric of DEFINITIONS over R, float64 [rows, columns]: DSC as fractions, ASD in mm.
 
@@ -167,7 +203,7 @@ def _changes(S: Matrix) -> Matrix:
     return (S - S.diagonal())[np.tril_indices(len(S), -1)]
 
 
-def _mean(values: Matrix) -> float | None:
-    if values.size == 0 or np.isnan(values).any():
+def _mean(values: Matrix | float) -> float | None:
+    if np.size(values) == 0 or np.isnan(values).any():
         return None
-    return float(values.mean())
+    return float(np.mean(values))

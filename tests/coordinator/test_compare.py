@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from coordinator.compare import Comparison, NotComparable, Stat, comparison
+from coordinator.compare import NotComparable, comparison
 from coordinator.summary import RunSummary
+from coordinator.tables import Comparison, Panel, Stat
 from protos.plan import Plan, Split, StrategyChoice, Task, Training
 
 NAN = float("nan")
@@ -55,8 +56,12 @@ def run(
     return RunSummary(**fields | changes)
 
 
+def panel(table: Comparison, key="dsc") -> Panel:
+    return next(panel for panel in table.panels if panel.key == key)
+
+
 def value(table: Comparison, method: int, key: str, score="dsc") -> Stat | None:
-    index = [column.key for column in table.columns].index(key)
+    index = [column.key for column in panel(table, score).columns].index(key)
     return table.methods[method].values[score][index]
 
 
@@ -151,7 +156,7 @@ def test_other_test_cases_are_pointed_out():
     table = comparison(
         [finetune(0), run([[0.92, 0.7, 0.66]], strategy="joint", visited=(("a", "b"),), cases=np.array([5, 6, 5]))]
     )
-    assert table.notes == ("The runs were scored on different numbers of cases, so their data or splits differ.",)
+    assert table.notes[0] == "The runs were scored on different numbers of cases, so their data or splits differ."
 
 
 CELLS = [[0.9, 0.3, 0.4], [0.5, 0.8, 0.6]]
@@ -181,13 +186,14 @@ def test_refuses_in_one_sentence(runs, says):
 
 def test_best_is_the_highest_dsc_and_the_lowest_asd():
     table = comparison([finetune(0), joint()])
-    column = {column.key: index for index, column in enumerate(table.columns)}
-    assert table.best("dsc", column["a"]) == table.best("asd", column["a"]) == {1}
-    assert table.best("dsc", column["b"]) == table.best("asd", column["b"]) == {0}
-    assert table.best("dsc", column["bwt"]) == set()  # only one method has any
+    dsc, asd = panel(table, "dsc"), panel(table, "asd")
+    column = {column.key: index for index, column in enumerate(dsc.columns)}
+    assert table.best(dsc, column["a"]) == table.best(asd, column["a"]) == {1}
+    assert table.best(dsc, column["b"]) == table.best(asd, column["b"]) == {0}
+    assert table.best(dsc, column["bwt"]) == set()  # only one method has any
     tie = comparison([finetune(0), run(CELLS, strategy="l2")])
-    assert tie.best("dsc", column["a"]) == {0, 1}
-    assert tie.best("asd", column["rem"]) == set()
+    assert tie.best(dsc, column["a"]) == {0, 1}
+    assert tie.best(asd, column["rem"]) == set()
 
 
 def test_printed_plainly_for_other_programs():
@@ -219,7 +225,8 @@ def test_markup_in_labels_is_text():
 
 def test_written_files_agree(tmp_path):
     table = comparison([finetune(0), finetune(1, 0.7), joint()])
-    image, lines, document = table.write(tmp_path / "new")
+    image, page, lines, document = table.write(tmp_path / "new")
+    assert "| joint | 1 | **92.00** | 70.00 | **66.00** |" in page.read_text()
     Image.open(image).load()
     loaded = json.loads(document.read_text())
     assert loaded == json.loads(json.dumps(table.document()))
@@ -237,3 +244,103 @@ def test_many_sites_still_make_a_picture(tmp_path):
     image, *_ = comparison([run(np.full((1, 301), 0.5), sites=sites, visited=(sites,))]).write(tmp_path)
     with Image.open(image) as picture:
         assert max(picture.size) < 4000
+
+
+# The papers' tables
+
+
+MATRIX = [[0.8, 0.2, 0.4, 0.1], [0.5, 0.9, 0.6, 0.2], [0.6, 0.7, 0.7, 0.3]]  # three visits, then an unseen site
+THREE = ("a", "b", "c")
+
+
+def tour(matrix=MATRIX, seed=0, sites=THREE, **changes) -> RunSummary:
+    return run(matrix, sites=sites, seed=seed, run=f"{changes.get('strategy', 'finetune')}-{seed}-{sites}", **changes)
+
+
+def test_the_columns_of_mas_lr_are_the_papers_in_its_order():
+    table = comparison([tour(), tour([[0.7, 0.7, 0.7, 0.5]], strategy="joint", visited=(THREE,))], "mas-lr", pool=True)
+    (only,) = table.panels
+    assert [column.title for column in only.columns] == ["CL DSC", "REM", "BWT+", "TL", "FWT"]
+    by_hand = [
+        (0.8 + 0.5 + 0.9 + 0.6 + 0.7 + 0.7) / 6,
+        1 - (0.3 + 0.2 + 0.2) / 3,
+        0.0,
+        (0.8 + 0.9 + 0.7) / 3,
+        (0.2 + 0.4 + 0.6) / 3,
+    ]
+    assert [stat.mean for stat in table.methods[0].values["dsc"]] == pytest.approx(by_hand)
+    assert table.methods[1].values["dsc"] == (None,) * 5
+
+
+def test_the_table_of_ms_er_has_bwt_per_site_and_both_curves(tmp_path):
+    table = comparison([tour(), tour([[0.7, 0.8, 0.9, 0.5]], strategy="joint", visited=(THREE,))], "ms-er", pool=True)
+    finetuned, joined = table.methods
+    means = {key: [stat and stat.mean for stat in stats] for key, stats in finetuned.values.items()}
+    assert means["bwt"] == pytest.approx([-0.2, -0.2, 0.0, -0.2])  # per site, then the mean over all but the last
+    assert means["zero_shot"] == pytest.approx([(0.2 + 0.4) / 2, 0.6])
+    assert means["all_sites"] == pytest.approx([1.4 / 3, 2.0 / 3, 2.0 / 3])
+    assert joined.values["bwt"] == (None,) * 4
+    assert joined.values["zero_shot"] == (None, None)
+    assert [stat.mean for stat in joined.values["all_sites"]] == pytest.approx([0.8] * 3)
+    paths = table.write(tmp_path)
+    assert [path.name for path in paths][-1] == "curves.png"
+    with paths[2].open(newline="") as file:
+        rows = {(r["method"], r["kind"], r["column"]): r for r in csv.DictReader(file)}
+    assert float(rows["finetune", "zero_shot", "2"]["mean"]) == pytest.approx(0.6)
+
+
+def test_pooling_averages_over_orders_under_the_right_sites():
+    other = [[0.9, 0.1, 0.3, 0.2], [0.4, 0.8, 0.5, 0.2], [0.3, 0.6, 0.7, 0.2]]  # in the order c, b, a
+    table = comparison([tour(), tour(other, sites=("c", "b", "a")), tour(seed=1)], "ms-er", pool=True)
+    (method,) = table.methods
+    assert method.label == "finetune"
+    assert method.seeds == (0, 0, 1)
+    assert "Pooled over 2 seeds and 2 orders of the visits." in table.notes
+    by_site = {column.key: stat for column, stat in zip(panel(table, "bwt").columns, method.values["bwt"], strict=True)}
+    assert by_site["a"].mean == pytest.approx((-0.2 + 0.0 - 0.2) / 3)
+    assert by_site["c"].mean == pytest.approx((0.0 - 0.6 + 0.0) / 3)
+    assert method.values["zero_shot"][0].mean == pytest.approx((0.3 + 0.2 + 0.3) / 3)
+    apart = comparison([tour(), tour(other, sites=("c", "b", "a"))], "ms-er")
+    assert [method.label for method in apart.methods] == ["finetune (order 1)", "finetune (order 2)"]
+
+
+def test_a_pooled_experiment_that_is_there_twice_is_refused():
+    with pytest.raises(NotComparable, match="one experiment with seed 0"):
+        comparison([tour(), run(MATRIX, sites=THREE, run="again")], pool=True)
+
+
+def test_an_unfinished_run_has_the_curves_as_far_as_it_came():
+    table = comparison([tour(MATRIX[:2], status="failed")], "ms-er", pool=True)
+    (method,) = table.methods
+    assert method.label == "finetune (failed after 2 visits)"
+    assert [stat and stat.mean for stat in method.values["all_sites"]] == [
+        pytest.approx(1.4 / 3), pytest.approx(2.0 / 3), None,
+    ]  # fmt: skip
+    assert method.values["bwt"][2] is None
+
+
+def overall(strategy: str, score: float, seed: int, **changes) -> RunSummary:
+    visited = (("a", "b"),) if strategy == "joint" else None
+    rows = [[score] * 3] if strategy == "joint" else [[0.5] * 3, [score] * 3]
+    return run(rows, strategy=strategy, seed=seed, visited=visited, **changes)
+
+
+def test_the_gap_closed_is_taken_run_by_run_and_only_between_equals():
+    runs = [
+        *(overall("finetune", score, seed) for seed, score in enumerate((0.4, 0.2))),
+        *(overall("joint", score, seed) for seed, score in enumerate((0.8, 0.6))),
+        *(overall("l2", score, seed) for seed, score in enumerate((0.6, 0.5))),
+        overall("dropout", 0.5, 7),
+    ]
+    table = comparison(runs)
+    assert value(table, 2, "gap").mean == pytest.approx((0.5 + 0.75) / 2)
+    assert value(table, 2, "gap", "asd").mean == pytest.approx((0.5 + 0.75) / 2)  # ASD is linear in DSC here
+    assert (value(table, 0, "gap").mean, value(table, 1, "gap").mean) == (0.0, 1.0)
+    assert value(table, 3, "gap") is None  # neither of the two has its seed
+    assert any(note.startswith("Gap closed: ") for note in table.notes)
+    resplit = comparison([*runs[:4], overall("l2", 0.6, 0, split=Split(seed=9), run="resplit")])
+    assert value(resplit, 2, "gap") is None
+    nothing = comparison([overall("finetune", 0.8, 0), overall("joint", 0.7, 0), overall("l2", 0.9, 0)])
+    assert value(nothing, 2, "gap") is None  # joint training is no better: there is no gap
+    without = comparison([overall("finetune", 0.8, 0), overall("l2", 0.9, 0)])
+    assert "gap" not in {column.key for column in panel(without).columns}

@@ -191,3 +191,48 @@ def test_values_are_plain_json(S, score):
     values = evaluate(S, range(len(S)), score)
     assert set(values) == set(DEFINITIONS)
     assert json.loads(json.dumps(values, allow_nan=False)) == values
+
+
+# Per site and per visit
+
+
+@given(squares(2), st.randoms(use_true_random=False))
+def test_bwt_per_site_averages_to_bwt_in_any_order(S, random):
+    order = random.sample(range(len(S)), len(S))
+    by_site = metrics.bwt_by_site(S, order)
+    assert by_site[order[-1]] == 0
+    assert np.mean([by_site[j] for j in order[:-1]]) == pytest.approx(metrics.bwt(in_visiting_order(S, order)))
+
+
+@given(squares(2), st.randoms(use_true_random=False))
+def test_the_curves_hold_the_cells_of_fwt_and_of_the_whole_matrix(S, random):
+    order = random.sample(range(len(S)), len(S))
+    left = metrics.zero_shot(S, order)
+    assert left[-1] is None
+    cells = sum(value * (len(S) - 1 - i) for i, value in enumerate(left[:-1]))
+    pairs = len(S) * (len(S) - 1) / 2
+    assert cells / pairs == pytest.approx(metrics.fwt(in_visiting_order(S, order)))
+    assert np.mean(metrics.all_sites(S)) == pytest.approx(S.mean())
+
+
+def test_by_hand_per_site_and_per_visit():
+    assert metrics.bwt_by_site(HAND, IN_ORDER) == [pytest.approx(-0.2), pytest.approx(0.1), 0.0, None]
+    assert metrics.zero_shot(HAND[:, :3], IN_ORDER) == [pytest.approx(0.4), pytest.approx(0.4), None]
+    # a visit that was skipped leaves its site unvisited to the end
+    assert metrics.zero_shot(HAND[:2, :3], (0, 2)) == [pytest.approx(0.4), pytest.approx(0.8)]
+    gone = HAND.copy()
+    gone[2, 0] = NAN
+    assert metrics.bwt_by_site(gone, IN_ORDER)[0] is None
+    assert metrics.all_sites(gone[:, :3])[2] is None
+
+
+@given(fractions, fractions, fractions)
+def test_a_gap_is_closed_from_0_to_1(floor, ceiling, value):
+    closed = metrics.gap_closed(value, floor, ceiling, "higher")
+    if ceiling <= floor:
+        assert closed is None
+    else:
+        assert closed * (ceiling - floor) + floor == pytest.approx(value)
+        assert metrics.gap_closed(floor, floor, ceiling, "higher") == 0
+        assert metrics.gap_closed(ceiling, floor, ceiling, "higher") == 1
+    assert metrics.gap_closed(value, floor, ceiling, "lower") is None or ceiling < floor
