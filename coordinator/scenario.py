@@ -22,6 +22,7 @@ from protos.plan import (
     StrategyChoice,
     Task,
     Training,
+    check_loss,
 )
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -119,6 +120,7 @@ class Scenario(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        check_loss(self.task, self.training)
         names = [site.name for site in (*self.sites, *self.unseen)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"sites and unseen name {twice[0]} twice; list every site once")
@@ -126,6 +128,11 @@ class Scenario(Record):
             raise ValueError(
                 f"scored is val, but site {self.unseen[0].name} of unseen has no validation cases; remove unseen or "
                 "score the test cases"
+            )
+        if self.split.table is not None and (made := [site.name for site in self.sites if site.phantom is not None]):
+            raise ValueError(
+                f"site {made[0]} is a phantom, which has no {self.split.table.csv}; remove split.table or give the "
+                "site a folder"
             )
         for order in (self.order, *self.study.orders):
             if isinstance(order, tuple) and sorted(order) != sorted(site.name for site in self.sites):

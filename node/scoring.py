@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from node.data.samples import LogitsFn, TestCase
 from node.data.site import SiteData
+from node.data.transforms import SLICED
 from protos.declaration import Bound
 from protos.plan import Task
 
@@ -136,6 +137,9 @@ def overlay_png(case: TestCase, prediction: NDArray[np.uint8]) -> bytes:
         raise ValueError("Only synthetic cases may be drawn; this one is a patient's.")
     image, truth = case.picture(), case.truth
     if truth.ndim == 3:
+        axis = SLICED[case.task.plane]  # of whole volumes the last
+        image, truth = np.moveaxis(image, axis, -1), np.moveaxis(truth, axis, -1)
+        prediction = np.moveaxis(prediction, axis, -1)
         fullest = int((truth > 0).sum(axis=(0, 1)).argmax())
         image, truth, prediction = image[..., fullest], truth[..., fullest], prediction[..., fullest]
     low, high = np.percentile(image, (1, 99))

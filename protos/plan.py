@@ -5,6 +5,7 @@ both sides, so that a spelling mistake can never change an experiment in silence
 """
 
 import hashlib
+import json
 import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
@@ -26,6 +27,7 @@ class Task(Record):
     """What is segmented, and the grid it is learnt on."""
 
     dims: Literal[2, 3] = 2
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"  # in which volumes are sliced for dims 2
     channels: PositiveInt = 1
     # pixels or voxels, in the order of the image's axes (row, column); in 3D (64, 64, 64) unless told
     size: tuple[PositiveInt, ...] = (128, 128)
@@ -47,6 +49,10 @@ class Task(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.dims == 3 and self.plane != "axial":
+            raise ValueError(
+                f"plane is {self.plane} but dims is 3, where nothing is sliced; remove plane or set dims to 2"
+            )
         if len(self.size) != self.dims:
             raise ValueError(f"size has {len(self.size)} numbers but dims is {self.dims}; give one number per axis")
         if self.spacing is not None and len(self.spacing) != self.dims:
@@ -125,8 +131,8 @@ class GroupByPattern(Record):
         return value
 
 
-class GroupByTable(Record):
-    """The patient stands in a column of a CSV file in the site's folder."""
+class CaseTable(Record):
+    """A column of a CSV file in the site's folder, with a row per case."""
 
     csv: str
     column: str
@@ -139,6 +145,16 @@ class GroupByTable(Record):
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"{value!r} leaves the site's folder; give a path inside it")
         return value
+
+
+class GroupByTable(CaseTable):
+    """The patient stands in a column of a CSV file in the site's folder."""
+
+
+class PartsByTable(CaseTable):
+    """The part (train, val or test) stands in a column of a CSV file in the site's folder."""
+
+    column: str = "part"
 
 
 def _group_kind(value: Any) -> str | None:
@@ -163,13 +179,22 @@ Group = Annotated[
 
 
 class Split(Record):
-    """Fractions of patients; who lands where depends on the patient and the split's seed alone."""
+    """Fractions of patients, where who lands where depends on the patient and the split's seed alone, or a table."""
 
     train: Fraction = 0.6
     val: Fraction = 0.15
     test: Fraction = 0.25
     group: Group = "case"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # not the run's seed: a study over seeds keeps its test cases
+    table: PartsByTable | None = None  # a published split, instead of the fractions and the seed
+
+    @model_validator(mode="after")
+    def _table_alone(self) -> Self:
+        replaced = ("train", "val", "test", "seed")
+        changed = [key for key in replaced if getattr(self, key) != type(self).model_fields[key].default]
+        if self.table is not None and changed:
+            raise ValueError(f"table says the part of every case, so {changed[0]} has no effect; remove one of them")
+        return self
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> Self:
@@ -177,6 +202,10 @@ class Split(Record):
         if abs(total - 1) > 1e-6:
             raise ValueError(f"train, val and test sum to {total:g}; they must sum to 1")
         return self
+
+    def at(self, unseen: bool) -> Self:
+        """The split as a site reads it: where the site is only scored, every case is a test case without a table."""
+        return self.model_copy(update={"table": None}) if unseen else self
 
 
 # The part whose cases every score is over. With `val`, which is for searches, no test case is even decoded.
@@ -204,6 +233,16 @@ class StrategyChoice(BaseModel):
     def parameters(self) -> dict[str, Any]:
         """All keys but the name."""
         return dict(self.model_extra or {})
+
+    @property
+    def in_words(self) -> str:
+        """The name, and the parameters where some are given: `replay (mode: interleaved)`."""
+        words = {
+            key: value if isinstance(value, str) else json.dumps(value, default=str)
+            for key, value in self.parameters.items()
+        }
+        given = ", ".join(f"{key}: {value}" for key, value in words.items())
+        return f"{self.name} ({given})" if given else self.name
 
 
 class Plan(Record):

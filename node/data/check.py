@@ -24,7 +24,7 @@ from node.data.readers import stored_channels
 from node.data.source import Problem, Scan, Unreadable
 from node.data.splits import Part, split_cases
 from node.settings import SiteSettings
-from protos.plan import Split, Task
+from protos.plan import CaseTable, Split, Task
 
 QUIET_SECONDS = 2.0  # a check that is quicker shows no progress bar
 MOST_SHAPES = 10
@@ -100,7 +100,9 @@ def examine(
             content = hashlib.sha256(repr(scan.image.shape).encode() + scan.image.tobytes()).digest()
             twins.setdefault(content, []).append(name)
         on_case(done, len(names))
-    parts = split_cases(readable, source.patient, source.split, unseen=unseen)
+    split = source.split.at(unseen)
+    published = None if split.table is None else source.part
+    parts = split_cases(readable, source.patient, split, unseen=unseen, published=published)
     numbers = sorted(source.values.numbers.items())
     classes = tuple(
         ClassFound(name, tuple(value for value, n in numbers if n == number), int(cases), float(filled))
@@ -113,8 +115,8 @@ def examine(
         classes=classes,
         left_out=source.problems,
         unreadable=tuple(unreadable),
-        duplicates=tuple(_duplicates(twins.values(), source.patient, parts)),
-        empty_parts=tuple(_empty_parts(parts, source.split, unseen)),
+        duplicates=tuple(_duplicates(twins.values(), source.patient, parts, split.table)),
+        empty_parts=tuple(_empty_parts(parts, split, unseen)),
         absent_classes=tuple(_absent(classes)),
     )
 
@@ -207,7 +209,10 @@ def _resolved(folder: Path) -> Path:
 
 
 def _duplicates(
-    groups: Iterable[list[str]], patient: Callable[[str], str], parts: Mapping[Part, tuple[str, ...]]
+    groups: Iterable[list[str]],
+    patient: Callable[[str], str],
+    parts: Mapping[Part, tuple[str, ...]],
+    table: CaseTable | None,
 ) -> Iterable[Problem]:
     for names in groups:
         if len(names) < 2:
@@ -217,7 +222,8 @@ def _duplicates(
         if len(apart) > 1:  # never of one patient, whose cases are all in one part
             danger = f" under different patients and in different parts ({', '.join(apart)}), so scores would be false"
         elif len({patient(name) for name in names}) > 1:
-            danger = f" under different patients, which only chance put into one part ({apart[0]})"
+            which = "which only chance put into one part" if table is None else f"which {table.csv} puts into one part"
+            danger = f" under different patients, {which} ({apart[0]})"
         sentence = f"{', '.join(names)} are the same image{danger}; keep one of them."
         yield Problem(names[0], sentence, spoils=len(apart) > 1)
 
@@ -229,8 +235,10 @@ def _empty_parts(parts: Mapping[Part, tuple[str, ...]], split: Split, unseen: bo
     needed: tuple[Part, ...] = ("test",) if unseen else ("train", "test")
     for part in needed:
         if not parts[part]:
-            share = getattr(split, part)
-            yield Problem("site", f"No case falls to {part} (split.{part} is {share:g}); add cases or raise the share.")
+            why = f"(split.{part} is {getattr(split, part):g}); add cases or raise the share"
+            if split.table is not None:
+                why = f"by {split.table.csv}; name some {part} in its column {split.table.column!r}"
+            yield Problem("site", f"No case falls to {part} {why}.")
 
 
 def _parse_labels(labels: str | None) -> dict[int, str] | None:
@@ -294,7 +302,7 @@ def _as_inferred(examination: SiteExamination) -> SiteExamination:
 
 def _with_progress(folder: Path, excerpt: Excerpt, console: Console) -> SiteExamination:
     settings = SiteSettings(name="site", home=folder, data=folder, labels=excerpt.labels)
-    source = FolderSource(settings, excerpt.task, excerpt.split)
+    source = FolderSource(settings, excerpt.task, excerpt.split.at(excerpt.unseen))
     begun = time.monotonic()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("looking at cases", visible=False)

@@ -10,12 +10,13 @@ from node.data.decoding import READ, base_and_suffix
 from node.data.pairing import Finding, find_cases
 from node.data.readers import CaseFiles, LabelValues, read_case
 from node.data.source import Problem, Scan, Unreadable
+from node.data.splits import PARTS, Part
 from node.settings import SiteSettings
-from protos.plan import GroupByPattern, GroupByTable, Split, Task
+from protos.plan import CaseTable, GroupByPattern, GroupByTable, PartsByTable, Split, Task
 
 
 class FolderSource:
-    """The cases in `settings.data`, as `task` wants them, with patients as `split.group` says.
+    """The cases in `settings.data`, as `task` wants them; `split.group` says the patients, `split.table` the parts.
 
     Construction opens no image and raises nothing about the data: what is left out stands in `problems`. A listed
     case may still turn out unreadable when it is loaded.
@@ -37,7 +38,9 @@ class FolderSource:
             finding.problems.append(Problem(settings.data.name, str(error)))
             cases = {}
         self._patients = _patients(finding, cases, split)
-        self._cases = {name: case for name, case in cases.items() if name in self._patients}
+        self._parts = None if split.table is None else _parts(finding, self._patients, split.table)
+        known = self._patients if self._parts is None else self._parts
+        self._cases = {name: case for name, case in cases.items() if name in known}
         self._problems = tuple(finding.problems)
 
     @property
@@ -54,6 +57,13 @@ class FolderSource:
         """The patient a case belongs to; raises Unreadable when there is no such case."""
         self._case(name)
         return self._patients[name]
+
+    def part(self, name: str) -> Part:
+        """The part that split.table gives a case; raises ValueError where there is no table, Unreadable for no case."""
+        if self._parts is None:
+            raise ValueError("There is no split.table; the part follows from the patient.")
+        self._case(name)
+        return self._parts[name]
 
     def load(self, name: str) -> Scan:
         """Decode one case; raises Unreadable."""
@@ -103,7 +113,7 @@ def _patients(finding: Finding, cases: Mapping[str, CaseFiles], split: Split) ->
             found = {name: _matched(pattern, name) for name in cases}
             source = f"split.group's pattern {pattern!r} finds no patient in the name; correct the pattern or rename it"
         case GroupByTable() as table:
-            found = dict.fromkeys(cases) | _tabled(finding, table)
+            found = dict.fromkeys(cases) | _tabled(finding, table, "patient", "split.group")
             source = f"{table.csv} gives no patient for it; add a row"
         case _:
             return {name: name for name in cases}
@@ -111,6 +121,31 @@ def _patients(finding: Finding, cases: Mapping[str, CaseFiles], split: Split) ->
         if not found[name]:
             finding.problem(name, f"is left out: {source}.")
     return {name: patient for name, patient in found.items() if patient and name in cases}
+
+
+def _parts(finding: Finding, patients: Mapping[str, str], table: PartsByTable) -> dict[str, Part]:
+    """Case -> part, for the cases that have one and whose patient has no other; the others become problems."""
+    words: Mapping[str, Part] = {part: part for part in PARTS}
+    said = _tabled(finding, table, "part", "split.table")
+    parts: dict[str, Part] = {}
+    for name in sorted(patients):
+        if not (word := said.get(name)):
+            finding.problem(name, f"is left out: {table.csv} gives no part for it; add a row.")
+        elif word not in words:
+            finding.problem(name, f"is left out: {table.csv} gives it the part {word!r}; write train, val or test.")
+        else:
+            parts[name] = words[word]
+    held: dict[str, set[Part]] = {}
+    for name, part in parts.items():
+        held.setdefault(patients[name], set()).add(part)
+    for patient, found in held.items():
+        if len(found) > 1:
+            finding.problem(
+                table.csv,
+                f"puts patient {patient} into {' and '.join(sorted(found))}, so all cases of this patient are left "
+                "out; give them one part.",
+            )
+    return {name: part for name, part in parts.items() if len(held[patients[name]]) == 1}
 
 
 def _matched(pattern: str, name: str) -> str | None:
@@ -121,13 +156,16 @@ def _matched(pattern: str, name: str) -> str | None:
     return found
 
 
-def _tabled(finding: Finding, table: GroupByTable) -> dict[str, str]:
-    """Case -> patient from the CSV file; commas or, as spreadsheets write in much of Europe, semicolons."""
+def _tabled(finding: Finding, table: CaseTable, what: str, key: str) -> dict[str, str]:
+    """Case -> what stands in the CSV file; commas or, as spreadsheets write in much of Europe, semicolons.
+
+    `what` and the plan's `key` name it in problems.
+    """
     path = finding.folder / table.csv
-    patients: dict[str, str] = {}
+    found: dict[str, str] = {}
     if not finding.inside(path):
         finding.problem(table.csv, "leads out of the site's folder; copy the file into it.")
-        return patients
+        return found
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
@@ -135,17 +173,17 @@ def _tabled(finding: Finding, table: GroupByTable) -> dict[str, str]:
             rows = csv.DictReader(file, delimiter=";" if header.count(";") > header.count(",") else ",")
             for column in (table.case, table.column):
                 if column not in (rows.fieldnames or ()):
-                    finding.problem(table.csv, f"has no column {column!r}; add it or correct split.group.")
-                    return patients
+                    finding.problem(table.csv, f"has no column {column!r}; add it or correct {key}.")
+                    return found
             for row in rows:
-                case, patient = (row[table.case] or "").strip(), (row[table.column] or "").strip()
+                case, value = (row[table.case] or "").strip(), (row[table.column] or "").strip()
                 base, suffix = base_and_suffix(case)
                 case = base if suffix in READ else case  # file names are as good as base names
-                if patients.setdefault(case, patient) != patient:
-                    finding.problem(table.csv, f"gives {case} two patients; keep the right row.")
-                    patients[case] = ""  # left out rather than guessed
+                if found.setdefault(case, value) != value:
+                    finding.problem(table.csv, f"gives {case} two {what}s; keep the right row.")
+                    found[case] = ""  # left out rather than guessed
     except OSError as error:
         finding.problem(table.csv, f"cannot be opened ({error.strerror}); put it into the site's folder.")
     except (UnicodeDecodeError, csv.Error) as error:
         finding.problem(table.csv, f"is no CSV in UTF-8 ({type(error).__name__}); save it again as CSV UTF-8.")
-    return patients
+    return found

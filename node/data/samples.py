@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from node.data.source import Scan
-from node.data.transforms import augment, hardened, prepare_image, prepare_label, resample
+from node.data.transforms import SLICED, augment, hardened, prepare_image, prepare_label, resample
 from protos.plan import Augmentation, Task
 from strategies.data import Batch
 from strategies.losses import normalised_relu
@@ -216,13 +216,22 @@ class TestCase:
 
     def picture(self) -> NDArray[np.float32]:
         """The normalised image, brought back to the native grid: float32 [channels, *space]."""
-        native = self.truth.shape[: self.task.dims]
+        native = self._native
         slices = resample(self.image.flatten(0, 1), native).reshape(*self.image.shape[:2], *native)
         joined: NDArray[np.float32] = self._join(slices).numpy()
         return joined
 
+    @property
+    def _native(self) -> tuple[int, ...]:
+        """The native grid of what the network sees at once: of a slice, or of the whole case."""
+        space = list(self.truth.shape)
+        if len(space) > self.task.dims:
+            del space[SLICED[self.task.plane]]
+        return tuple(space)
+
     def _join(self, slices: Tensor) -> Tensor:
-        return (slices.movedim(0, -1) if self.truth.ndim > self.task.dims else slices[0]).contiguous()
+        sliced = self.truth.ndim > self.task.dims
+        return (slices.movedim(0, SLICED[self.task.plane]) if sliced else slices[0]).contiguous()
 
     def _logits(self, image: Tensor, logits_fn: LogitsFn) -> Tensor:
         def predict(images: Tensor) -> Tensor:
@@ -243,7 +252,7 @@ class TestCase:
 
     def _to_native(self, logits: Tensor) -> Tensor:
         """Interpolate [N, channels of the network, *grid] and choose: uint8 [N, *native]."""
-        native = self.truth.shape[: self.task.dims]
+        native = self._native
         mode = "bilinear" if self.task.dims == 2 else "trilinear"
         # class by class, so that memory does not grow with their number
         shape = (len(logits), 1, *native)

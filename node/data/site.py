@@ -13,7 +13,7 @@ from node.data.source import Problem, Scan, Source, Unreadable
 from node.data.splits import Part, split_cases
 from node.data.stored import Shelf
 from node.settings import SiteSettings
-from protos.plan import Plan
+from protos.plan import Plan, Split, Task
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,10 @@ class SiteData:
         self._cache = settings.home / "cache"
         self._in_memory = in_memory
         self._plan = plan
-        self._source = _source_of(settings, plan) if source is None else source
-        parts = split_cases(self._source.names, self._source.patient, plan.split, unseen=unseen)
+        split = plan.split.at(unseen)
+        self._source = _source_of(settings, plan.task, split) if source is None else source
+        published = None if split.table is None else self._source.part
+        parts = split_cases(self._source.names, self._source.patient, split, unseen=unseen, published=published)
         self._listed = parts
         self._names = {part: list(names) for part, names in parts.items()}
         self._dropped: list[Problem] = []
@@ -170,17 +172,19 @@ class SiteData:
     def _require(self, part: Part) -> None:
         if not self._names[part]:
             word = {"train": "training", "val": "validation", "test": "test"}[part]
+            table = self._plan.split.table
+            share = f"raise split.{part}" if table is None else f"name some {part} in {table.csv}"
             raise EmptySite(
                 f"Site {self._site} has no usable {word} case among its {len(self._source.names)}; "
-                f"add cases, repair those that `locum-node check` names, or raise split.{part}."
+                f"add cases, repair those that `locum-node check` names, or {share}."
             )
 
 
-def _source_of(settings: SiteSettings, plan: Plan) -> Source:
+def _source_of(settings: SiteSettings, task: Task, split: Split) -> Source:
     if settings.phantom is not None:
         from node.phantoms import PhantomSource
 
-        return PhantomSource(settings.phantom, plan.task)
+        return PhantomSource(settings.phantom, task)
     from node.data.layouts import FolderSource
 
-    return FolderSource(settings, plan.task, plan.split)
+    return FolderSource(settings, task, split)

@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from node.data.splits import Part
+
 Label = NDArray[np.uint8] | NDArray[np.float32]
 
 
@@ -33,8 +35,8 @@ class Scan:
     image: float32 [channels, *space]; label: uint8 [*space] with class numbers 0..classes-1, for soft tasks float32
     [classes - 1, *space] with each structure's share in [0, 1]; spacing: mm per axis of `space` (1.0 for pictures,
     which have none: their distances are in pixels). `space` is (rows, columns) for a picture and (right, anterior,
-    superior) for a volume, which is also what a volume sliced for dims 2 looks like: its slices lie along the last
-    axis.
+    superior) for a volume, which is also what a volume sliced for dims 2 looks like: its slices lie along the axis
+    that task.plane says.
     """
 
     name: str
@@ -65,6 +67,10 @@ class Source(Protocol):
 
     def patient(self, name: str) -> str:
         """The patient a case belongs to: a patient is never split."""
+        ...
+
+    def part(self, name: str) -> Part:
+        """The part that split.table gives a case; raises ValueError where there is no table."""
         ...
 
     def load(self, name: str) -> Scan:

@@ -1,7 +1,7 @@
-"""Who is trained on, who validates, who tests: decided by patient, without state.
+"""Who is trained on, who validates, who tests: decided by patient, without state, or by a published table.
 
-A patient's part follows from the patient's name and the split's seed alone, so that adding a case can never move
-another, and so that a patient known under one name at two sites lands in the same part at both.
+Without a table a patient's part follows from the patient's name and the split's seed alone, so that adding a case can
+never move another, and so that a patient known under one name at two sites lands in the same part at both.
 """
 
 import hashlib
@@ -24,10 +24,22 @@ def part_of(patient: str, split: Split) -> Part:
 
 
 def split_cases(
-    names: Iterable[str], patient_of: Callable[[str], str], split: Split, *, unseen: bool = False
+    names: Iterable[str],
+    patient_of: Callable[[str], str],
+    split: Split,
+    *,
+    unseen: bool = False,
+    published: Callable[[str], Part] | None = None,
 ) -> dict[Part, tuple[str, ...]]:
-    """Sort cases into parts, each sorted by name; at an unseen site every case is a test case."""
+    """Sort cases into parts, each sorted by name; at an unseen site every case is a test case.
+
+    `published` names a case's part where split.table does; fractions, seed and patients are not looked at then.
+    """
     parts: dict[Part, list[str]] = {part: [] for part in PARTS}
     for name in sorted(names):
-        parts["test" if unseen else part_of(patient_of(name), split)].append(name)
+        if unseen:
+            part: Part = "test"
+        else:
+            part = part_of(patient_of(name), split) if published is None else published(name)
+        parts[part].append(name)
     return {part: tuple(cases) for part, cases in parts.items()}

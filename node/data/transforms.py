@@ -8,6 +8,7 @@ eight images of 128 x 128 pixels).
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch.nn import functional
 from node.data.source import Scan
 from protos.plan import Augmentation, Task
 
+SLICED = {"sagittal": -3, "coronal": -2, "axial": -1}  # the axis that slices of a plane follow each other along
+
 ANGLE = math.radians(15)
 ZOOM = (0.85, 1.15)
 GAMMA = (0.7, 1.5)
@@ -28,8 +31,19 @@ NOISE = 0.1  # at most so many standard deviations of the image
 
 
 def is_sliced(scan: Scan, task: Task) -> bool:
-    """Whether a volume is learnt slice by slice, along its last axis."""
+    """Whether a volume is learnt slice by slice."""
     return task.dims == 2 and len(scan.space) == 3
+
+
+def slices_last(scan: Scan, task: Task) -> Scan:
+    """A scan that is sliced, with the axis that its slices lie along last and the others in order; else the scan."""
+    if not is_sliced(scan, task):
+        return scan
+    axis = SLICED[task.plane]
+    spacing = list(scan.spacing)
+    spacing.append(spacing.pop(axis))
+    image, label = np.moveaxis(scan.image, axis, -1), np.moveaxis(scan.label, axis, -1)
+    return replace(scan, image=image, label=label, spacing=tuple(spacing))
 
 
 def prepare_image(scan: Scan, task: Task) -> Tensor:
@@ -37,6 +51,7 @@ def prepare_image(scan: Scan, task: Task) -> Tensor:
 
     The grid is task.size for fit: resize; for fit: patch it is the image's own, or the one of task.spacing.
     """
+    scan = slices_last(scan, task)  # before sums over the image, which round by the order of its axes
     # a copy: readers may hand out views that are read-only, flipped or big-endian, none of which PyTorch takes
     image = normalise(torch.from_numpy(np.array(scan.image, dtype=np.float32, order="C")), task)
     image = image.movedim(-1, 0) if is_sliced(scan, task) else image[None]
@@ -49,6 +64,7 @@ def prepare_label(scan: Scan, task: Task) -> Tensor:
 
     A soft label becomes float32 [slices, classes - 1, *grid] as images are resampled, so that a pixel holds its share.
     """
+    scan = slices_last(scan, task)
     label = torch.from_numpy(np.array(scan.label, dtype=np.float32 if task.soft else np.uint8, order="C"))
     label = label.movedim(-1, 0) if is_sliced(scan, task) else label[None]
     grid = _grid(scan, task)

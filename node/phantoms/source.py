@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from node.data.source import Problem, Scan, Unreadable
+from node.data.splits import Part
 from node.phantoms.anatomy import HEIGHT, TASKS, Grid, Rng, numbered, shares
 from node.phantoms.appearance import APPEARANCES, WHITE
 from protos.plan import PhantomSite, Task
@@ -38,6 +39,10 @@ class PhantomSource:
     def patient(self, name: str) -> str:
         """Every case is a patient of its own."""
         return name
+
+    def part(self, name: str) -> Part:
+        """Raises ValueError, in one sentence: there is no folder that could hold a table."""
+        raise ValueError("A synthetic hospital has no table of who trains and who tests; remove split.table.")
 
     def load(self, name: str) -> Scan:
         """Compute one case: whole numbers from 0 to about 1000; pictures have spacing 1.0, volumes theirs in mm."""

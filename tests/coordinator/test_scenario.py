@@ -292,6 +292,10 @@ MISTAKES = {
     "split: {group: {csv: x}}": "my.yaml: split.group.column: is missing; add it.",
     "split: {group: 5}": "my.yaml: split.group: should be case, {pattern: REGULAR_EXPRESSION} or {csv: FILE, column: "
     "NAME}, not 5.",
+    "split: {table: {csv: ../x}}": "my.yaml: split.table.csv: '../x' leaves the site's folder; give a path inside it.",
+    "split: {table: {csv: x, colum: y}}": "my.yaml: split.table.colum: unknown key; did you mean column?",
+    "split: {table: {csv: x}, seed: 1}": "my.yaml: split: table says the part of every case, so seed has no effect; "
+    "remove one of them.",
     "study: {seeds: 3}": "my.yaml: study.seeds: should be a list, not 3.",
     "study: {strategies: [l2, {nam: x, name: l2}, {}]}": "my.yaml: study.strategies.2.name: is missing; add it.",
     "study: {orders: [foo]}": "my.yaml: study.orders.0: should be 'listed' or 'reversed', not 'foo'.",
@@ -311,6 +315,30 @@ MISTAKES = {
 @pytest.mark.parametrize("more", MISTAKES)
 def test_a_mistake_is_one_sentence_with_file_key_and_remedy(more):
     assert fault(more=more) == MISTAKES[more]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["task.soft=true"], "soft labels are learnt with Dice, not dice_ce; set training.loss to dice."),
+        (["task.plane=tilted"], "task.plane: should be 'axial', 'coronal' or 'sagittal', not 'tilted'."),
+        (
+            ["task.dims=3", "task.size=[16, 16, 16]", "task.plane=coronal"],
+            "task: plane is coronal but dims is 3, where nothing is sliced; remove plane or set dims to 2.",
+        ),
+        (
+            ["split.table={csv: parts.csv}", "sites.1={name: b, phantom: {task: organ}}"],
+            "site b is a phantom, which has no parts.csv; remove split.table or give the site a folder.",
+        ),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(overrides, said):
+    assert fault(*overrides) == f"my.yaml: {said}"
+
+
+def test_an_unseen_phantom_needs_no_table():
+    scenario = small("split.table={csv: parts.csv}", "unseen=[{name: c, phantom: {task: organ}}]")
+    assert scenario.plan().split.table is not None
 
 
 def test_several_mistakes_are_all_named_a_line_each():

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from protos.plan import Plan, Task
+from protos.plan import Plan, StrategyChoice, Task
 
 VALID: dict[str, Any] = {
     "task": {"size": [32, 32], "classes": ["background", "lung"]},
@@ -28,7 +28,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_known_digest() -> None:
     """Checkpoints and reports of earlier runs hold digests of this form; defaults are part of it."""
     plan = Plan.model_validate(VALID)
-    assert plan.digest() == "f880926082dd4f1f3508a02f7820789d97b54e54ea279d4939e2e5bfc00cbd30"
+    assert plan.digest() == "c6f12ea5c57c15d31f673d406833add0305e43b4da619708d237880ce28e8b7e"
     assert Plan.model_validate_json(plan.model_dump_json()).digest() == plan.digest()
     assert Plan.model_validate(plan.model_dump(mode="json")) == plan
 
@@ -43,6 +43,8 @@ def test_known_digest() -> None:
         ("training.steps", 299),
         ("training.threads", 2),
         ("split.seed", 1),
+        ("split.table", {"csv": "parts.csv"}),
+        ("task.plane", "coronal"),
         ("scored", "val"),
         ("network.norm", "group"),
     ],
@@ -85,6 +87,11 @@ def test_every_change_changes_the_digest(path: str, value: Any) -> None:
         ("split.group", {"csv": "/etc/passwd", "column": "id"}, "split.group", "leaves the site's folder"),
         ("split.group", {"csv": "a/../../b", "column": "id"}, "split.group", "leaves the site's folder"),
         ("split.group", 5, "split.group", "should be case, "),
+        ("split.table", {"csv": "../parts.csv"}, "split.table", "leaves the site's folder"),
+        ("split", {"table": {"csv": "a.csv"}, "seed": 3}, "split", "table says the part of every case, so seed has no"),
+        ("split", {"table": {"csv": "a.csv"}, "test": 0.5, "train": 0.5, "val": 0}, "split", "so train has no effect"),
+        ("task.plane", "oblique", "task.plane", "'axial', 'coronal' or 'sagittal'"),
+        ("task", VALID["task"] | {"dims": 3, "size": [32] * 3, "plane": "coronal"}, "task", "nothing is sliced"),
         ("seed", -1, "seed", "greater than or equal to 0"),
         ("sites", ["../elsewhere"], "sites.0", "match pattern"),
         ("sites", ["a\nb"], "sites.0", "match pattern"),
@@ -111,6 +118,15 @@ def test_the_size_goes_by_the_dimensions(given: dict[str, Any], size: tuple[int,
     task = Task.model_validate({"classes": ["background", "lung"]} | given)
     assert task.size == size
     assert Task.model_validate_json(task.model_dump_json()) == task
+
+
+def test_a_strategy_is_told_in_words_with_what_was_given() -> None:
+    def words(**given: Any) -> str:
+        return StrategyChoice.model_validate({"name": "replay"} | given).in_words
+
+    assert words() == "replay"
+    assert words(mode="interleaved", cases=5) == "replay (mode: interleaved, cases: 5)"
+    assert words(memory_batch=None, on=True, at=[0.5, "b"]) == 'replay (memory_batch: null, on: true, at: [0.5, "b"])'
 
 
 def test_a_plan_cannot_be_changed() -> None:
