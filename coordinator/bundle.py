@@ -126,9 +126,9 @@ def _metadata(run: Run, plan: Plan, stop: StopRow) -> dict[str, Any]:
                 "pred": image
                 | {
                     "format": "segmentation",
-                    "num_channels": len(task.classes),
-                    "value_range": [],  # logits
-                    "channel_def": {str(number): name for number, name in enumerate(task.classes)},
+                    "num_channels": len(task.classes) - task.soft,
+                    "value_range": [],  # logits; of soft tasks without the background
+                    "channel_def": {str(number): name for number, name in enumerate(task.classes[task.soft :])},
                 }
             },
         },

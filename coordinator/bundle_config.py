@@ -9,6 +9,7 @@ from typing import Any, Literal
 from protos.plan import Plan, Task
 from strategies import networks
 
+AXES = {"axial": "RAS", "coronal": "RSA", "sagittal": "ASR"}  # the order in which slices of a plane lie along the last
 SUFFIXES = {"pictures": (".png", ".jpg", ".jpeg", ".tif", ".tiff"), "volumes": (".nii", ".nii.gz")}
 WINDOWS = {2: 16, 3: 2}  # that go through the network together, by dimensions, as when a node scores
 
@@ -59,13 +60,22 @@ def _inference(plan: Plan, data: Data) -> Config:
         },
         "inferer": _inferer(task, data),
         "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(task, data)},
-        "logits": "$torch.inference_mode()(lambda image: @inferer(image[None].to(@device), @network)[0])",
+        "outputs": f"$lambda images: {_outputs(task)}",
+        "prediction": "$torch.inference_mode()(lambda image: @inferer(image[None].to(@device), @outputs)[0])",
         # a plain loop: MONAI's evaluators need ignite, which nothing else here does
         "run": [
             "$@network.load_state_dict(torch.load(@bundle_root + '/models/model.pt', weights_only=True))",
-            "$sum(1 for case in @dataset if @postprocessing({**case, 'pred': @logits(case['image'])}))",
+            "$sum(1 for case in @dataset if @postprocessing({**case, 'pred': @prediction(case['image'])}))",
         ],
     }
+
+
+def _outputs(task: Task) -> str:
+    """What the network says of a window: logits, for soft tasks shares by the normalised ReLU of that window."""
+    if not task.soft:
+        return "@network(images)"
+    axes = tuple(range(2, 2 + task.dims))
+    return f"(lambda z: z / z.amax({axes}, True).clamp(torch.finfo(z.dtype).tiny))(@network(images).relu())"
 
 
 def _grid(task: Task) -> str:
@@ -92,7 +102,7 @@ def _preprocessing(task: Task, data: Data) -> list[Config]:
     else:
         steps = [
             _on_image("LoadImaged", reader="NibabelReader", ensure_channel_first=True),
-            _on_image("Orientationd", axcodes="RAS", labels=None),
+            _on_image("Orientationd", axcodes=AXES[task.plane], labels=None),
         ]
     # the shape is kept for the way back; in C order sums over the image round as they did in training
     keep = "$lambda image: image.meta.update(native=list(image.shape[1:])) or image.contiguous()"
@@ -113,7 +123,10 @@ def _preprocessing(task: Task, data: Data) -> list[Config]:
 
 
 def _postprocessing(task: Task, data: Data) -> list[Config]:
-    """Logits go back to the image's own grid before the largest is chosen, and lie as the file does."""
+    """Logits go back to the image's own grid before the largest is chosen, and lie as the file does.
+
+    So do shares, among which the background, the first on a tie, counts one half.
+    """
     steps: list[Config] = []
     if _resamples(task):
         mode = "trilinear" if data == "volumes" else "bilinear"
@@ -122,9 +135,12 @@ def _postprocessing(task: Task, data: Data) -> list[Config]:
             planes = "torch.nn.functional.interpolate(pred.movedim(-1, 0), pred.meta['native'][:2], mode='bilinear')"
             resized = f"{planes}.movedim(0, -1)"
         steps.append({"_target_": "Lambdad", "keys": "pred", "func": f"$lambda pred: {resized}"})
+    steps.append({"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image"})
+    if task.soft:
+        background = "$lambda pred: torch.cat([torch.full_like(pred[:1], 0.5), pred])"
+        steps.append({"_target_": "Lambdad", "keys": "pred", "func": background})
     return [
         *steps,
-        {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image"},
         {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
         {
             "_target_": "SaveImaged",

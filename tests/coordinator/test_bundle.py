@@ -48,6 +48,7 @@ VOLUMES = (
     PICTURES.replace("pictures", "volumes").replace("[16, 32]", "[16, 8, 16]").replace("size:", "dims: 3, size:", 1)
 )
 VOLUMES = VOLUMES.replace("organ", "lesions")
+SOFT = ["task.soft=true", "training.loss=dice"]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,8 @@ def predicted(
     image: NDArray[np.float32], spacing: tuple[float, ...], plan: Plan, network: samples.LogitsFn
 ) -> NDArray[np.uint8]:
     """What a node makes of an image, [channels, *space]."""
-    scan = Scan("case", image, np.zeros(image.shape[1:], np.uint8), spacing)
+    shares = (len(plan.task.classes) - 1,) if plan.task.soft else ()
+    scan = Scan("case", image, np.zeros(shares + image.shape[1:], np.uint8), spacing)
     return samples.TestCase.of(scan, plan.task, synthetic=True).predict(network)
 
 
@@ -152,6 +154,8 @@ class TestRun:
             ["task.channels=3", "task.intensity=percentile"],
             ["task.intensity=minmax", "task.fit=patch"],
             ["task.intensity=none", "task.fit=patch", "task.spacing=[1.5, 0.7]", "network.norm=group"],
+            SOFT,
+            [*SOFT, "task.fit=patch"],
         ],
     )
     def test_pictures(self, exported, tmp_path, overrides):
@@ -173,6 +177,9 @@ class TestRun:
             (VOLUMES, "inference.json", ["task.fit=patch"]),
             (PICTURES, "inference_slices.json", []),
             (PICTURES, "inference_slices.json", ["task.fit=patch", "task.spacing=[15, 6]"]),
+            (PICTURES, "inference_slices.json", ["task.plane=coronal", "task.fit=patch", "task.spacing=[15, 6]"]),
+            (PICTURES, "inference_slices.json", ["task.plane=sagittal", *SOFT]),
+            (VOLUMES, "inference.json", ["task.fit=patch", *SOFT]),
         ],
     )
     def test_volumes_however_they_lie(self, exported, tmp_path, text, config, overrides):
@@ -215,6 +222,16 @@ class TestMetadata:
         assert found["locum"]["sites"] == ["east", "north"]
         assert (found["locum"]["seed"], found["locum"]["strategy"]) == (3, "finetune")
         assert found["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "organ"}
+        self.verify(configs)
+
+    def test_of_a_soft_task_has_no_background(self, exported):
+        bundle, _, _ = exported(PICTURES, *SOFT)
+        configs = bundle / "configs"
+        found = json.loads((configs / "metadata.json").read_text())
+        assert found["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "organ"}
+        self.verify(configs)
+
+    def verify(self, configs):
         for config in ("train.json", "inference.json", "inference_slices.json"):
             # raises when the network does not take and give what the metadata say
             monai.bundle.verify_net_in_out("network_def", str(configs / "metadata.json"), str(configs / config))
