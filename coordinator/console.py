@@ -13,6 +13,7 @@ from rich.table import Table
 from coordinator.metrics import Score
 from coordinator.report import plain_words
 from coordinator.summary import RunSummary
+from protos.plan import StrategyChoice
 
 WIDTH_OFF_TERMINAL = 160  # tables are not cut when they go to a file or a pipe
 
@@ -29,7 +30,7 @@ def print_conclusion(summaries: Sequence[RunSummary], reports: Sequence[Path]) -
     out.print(Columns([matrix_table(summary, "dsc") for summary in summaries], padding=(0, 4)))
     for summary in summaries:
         if len(summaries) > 1:
-            out.print(f"\n[bold]{escape(summary.strategy)}[/] (seed {summary.seed})")
+            out.print(f"\n[bold]{escape(summary.plan.strategy.in_words)}[/] (seed {summary.seed})")
         for sentence in plain_words(summary):
             out.print(sentence, markup=False)
     if reports:
@@ -53,7 +54,7 @@ def matrix_table(summary: RunSummary, score: Score) -> Table:
     """R as a table: a row per visit, a column per site, the unseen ones marked."""
     title = {"dsc": "DSC", "asd": "ASD (mm; pixels for pictures)"}[score]
     over = "" if summary.plan.scored == "test" else f", {summary.plan.scored_cases}"
-    table = Table(title=f"{escape(summary.strategy)}: {title}{over}", title_justify="left")
+    table = Table(title=f"{escape(summary.plan.strategy.in_words)}: {title}{over}", title_justify="left")
     table.add_column("after visiting")
     for site in summary.columns:
         table.add_column(escape(site) + (" (unseen)" if site in summary.unseen else ""), justify="right")
@@ -74,7 +75,7 @@ def print_runs(rows: Iterable[Mapping[str, Any]]) -> None:
         table.add_row(
             escape(row["run"]),
             row["status"],
-            escape(row["strategy"]),
+            escape(StrategyChoice(name=row["strategy"], **row["parameters"]).in_words),
             str(row["seed"]),
             f"{row['stops_done']}/{row['stops']}",
             row["created"],

@@ -6,6 +6,7 @@ from sqlalchemy import func, select
 
 from coordinator.home import Home, is_busy
 from coordinator.store import SETTLED, Run, StopRow, UnknownRun
+from protos.plan import StrategyChoice
 from strategies.registry import STRATEGIES, strategy_class
 
 
@@ -23,6 +24,7 @@ def listed(home: Home) -> list[dict[str, Any]]:
             "scenario": run.name,
             "status": status_of(run, home),
             "strategy": run.scenario["strategy"]["name"],
+            "parameters": StrategyChoice.model_validate(run.scenario["strategy"]).parameters,
             "seed": run.scenario["seed"],
             "stops_done": settled,
             "stops": total,

@@ -157,6 +157,7 @@ class RunSummary:
             "run": self.run,
             "status": self.status,
             "strategy": self.strategy,
+            "parameters": self.plan.strategy.parameters,
             "sites": list(self.sites),
             "unseen": list(self.unseen),
             **({} if self.plan.scored == "test" else {"scored": self.plan.scored}),

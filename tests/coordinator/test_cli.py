@@ -25,6 +25,7 @@ DOCUMENT = {
     "run",
     "status",
     "strategy",
+    "parameters",
     "sites",
     "unseen",
     "matrix",
@@ -294,6 +295,20 @@ def test_runs_lists_them_newest_first(later: Terminal, finished: str):
     assert ESCAPE not in said.out
 
 
+def test_runs_of_one_strategy_are_told_apart_by_their_parameters(later: Terminal):
+    names = {
+        mode: later.desk.begin(f"strategy={{name: replay, mode: {mode}, cases: 3}}")
+        for mode in ("exact", "interleaved")
+    }
+    rows = {row["run"]: row for row in later("runs", "--json").document["runs"]}
+    listed = " ".join(later("runs").out.split())
+    for mode, name in names.items():
+        assert (rows[name]["strategy"], rows[name]["parameters"]) == ("replay", {"mode": mode, "cases": 3})
+        assert f"replay (mode: {mode}, cases: 3)" in listed
+        assert f"replay (mode: {mode}, cases: 3): DSC" in later("show", name).out
+        assert later("show", name, "--json").document["parameters"] == {"mode": mode, "cases": 3}
+
+
 def test_a_run_is_known_by_the_beginning_of_its_name(later: Terminal, finished: str):
     assert later("show", finished[:-1], "--json").document["run"] == finished
     later.desk.begin("seed=1")
@@ -335,7 +350,7 @@ def test_compare_prints_a_table_and_writes_files(later: Terminal, finished: str,
     assert said.status == 0
     assert "finetune" in said.out
     written = [Path(line) for line in said.err.splitlines()]
-    assert {path.suffix for path in written} == {".png", ".csv", ".json"}
+    assert {path.suffix for path in written} == {".png", ".md", ".csv", ".json"}
     assert all(path.stat().st_size for path in written)
     assert later("compare", finished, other, "--json").document
 

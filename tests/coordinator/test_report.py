@@ -115,6 +115,7 @@ def test_document_is_exactly_the_agreed_one(forgetful):
         "run",
         "status",
         "strategy",
+        "parameters",
         "sites",
         "unseen",
         "matrix",
