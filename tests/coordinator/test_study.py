@@ -90,6 +90,8 @@ def test_at_once_and_killed_it_comes_to_the_bits_of_one_run_after_another(
     assert f"`{shlex.join(['locum', *arguments])}` goes on with them." in again.err
     assert [run["run"] for run in again.document["runs"]] == begun[::-1]
     assert outcomes(desk) == outcomes(reference)
+    artifacts = {stop.artifact for row in listed(desk.home) for stop in desk.row(row["run"]).stops if stop.artifact}
+    assert all(desk.vault.get(artifact) for artifact in artifacts)  # none was discarded by another run
     for site in SITES:
         ledger = desk.ledger(site)
         assert ledger.count() > 0
@@ -192,3 +194,13 @@ def test_on_a_terminal_every_run_at_work_has_a_bar():
         assert "some-run" in out.getvalue()
         assert "stop 1 at [east]" in out.getvalue()
         assert "0 of 2 runs ended" in out.getvalue()
+
+
+def test_orders_are_pooled_in_the_papers_tables_and_where_asked(locum: Terminal):
+    runs = [locum.desk.simulate("training.steps=1", f"order={order}") for order in ("listed", "reversed")]
+
+    def rows(*options: str) -> list[int]:
+        return [len(method["runs"]) for method in locum("compare", *runs, "--json", *options).document["methods"]]
+
+    assert rows() == rows("--table=mas-lr", "--pool=none") == [1, 1]
+    assert rows("--pool=orders") == rows("--table=mas-lr") == rows("--table=ms-er") == [2]
