@@ -27,7 +27,7 @@ def _declare(message_type: str, plan: str, action: str) -> Exchange:
         if message_type == VISIT:
             if action not in {stop.action for stop in strategy.itinerary()}:
                 raise Refusal(RefusalCode.PLAN, f"{strategy.name} knows no action {action!r}.")
-            return Exchange(strategy.schema(), strategy.declares(action))
+            return Exchange(strategy.arrives(action), strategy.declares(action))
         if message_type == SCORE:
             return Exchange(strategy.scoring_schema(), Declaration(None, declared_metrics(strategy.plan.task)))
         return Exchange(None, Declaration(None, DESCRIPTION))

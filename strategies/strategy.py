@@ -77,6 +77,10 @@ class Strategy:
         with seeded(derive(self.plan.seed, "first handover")):
             return Handover.of(weights=self.network().state_dict())
 
+    def arrives(self, action: str) -> HandoverSchema:
+        """All that a site is sent for `action`."""
+        return self.schema()
+
     def declares(self, action: str) -> Declaration:
         """All that a site's reply to `action` may hold."""
         return Declaration(self.schema(), VISIT_METRICS)

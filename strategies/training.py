@@ -10,6 +10,8 @@ from protos.plan import Training
 from strategies.data import Batch
 from strategies.visit import Visit, seeded
 
+OPTIMIZER = "optimizer/"  # marks a tensor as the state of an optimizer
+
 
 def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
     """The plan's optimizer over all parameters of `model`, with fresh state."""
@@ -81,14 +83,16 @@ def train(
     loss: Callable[[Batch], Tensor],
     accept: Callable[[list[Tensor]], None] | None = None,
     first_step: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> dict[str, int | float]:
     """Take the plan's optimizer steps on `model`, in place, going on from a checkpoint where there is one.
 
     `accept` is called after each step with the parameters before it. `first_step` is the place of this visit's first
-    step in the site's stream of batches. Returns the metrics of VISIT_METRICS.
+    step in the site's stream of batches. `optimizer` is one over the model's parameters whose state goes on; without,
+    it is fresh. Returns the metrics of VISIT_METRICS.
     """
     steps = visit_steps(training, len(visit.train))
-    optimizer = make_optimizer(training, model)
+    optimizer = optimizer or make_optimizer(training, model)
     parameters = list(model.parameters())
     first = last = float("nan")
     start = 0
@@ -141,19 +145,46 @@ def gradient(model: nn.Module, value: Tensor) -> dict[str, Tensor]:
 def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Model and optimizer state as one flat dictionary of tensors, fit for a safetensors file."""
     state = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, slots in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer/{index}/{slot}": value for slot, value in slots.items() if value is not None}
-    return state
+    return state | optimizer_state(model, optimizer)
 
 
 def restore(state: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Bring model and optimizer to what `snapshot` saw."""
     model.load_state_dict({key.removeprefix("model/"): t for key, t in state.items() if key.startswith("model/")})
-    whole = optimizer.state_dict()
+    restore_optimizer(state, model, optimizer)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimizer over `model`, as `optimizer/SLOT/PARAMETER`; empty before the first step."""
+    names = [name for name, _ in model.named_parameters()]
+    return {
+        f"{OPTIMIZER}{slot}/{names[index]}": value
+        for index, slots in optimizer.state_dict()["state"].items()
+        for slot, value in slots.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(state: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Bring the optimizer to what `optimizer_state` saw; whatever else `state` holds is left alone."""
+    places = {name: index for index, (name, _) in enumerate(model.named_parameters())}
     slots: dict[int, dict[str, Tensor]] = {}
     for key, tensor in state.items():
-        if key.startswith("optimizer/"):
-            _, index, slot = key.split("/")
-            slots.setdefault(int(index), {})[slot] = tensor
-    whole["state"] = slots
-    optimizer.load_state_dict(whole)
+        if key.startswith(OPTIMIZER):
+            slot, _, name = key.removeprefix(OPTIMIZER).partition("/")
+            slots.setdefault(places[name], {})[slot] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})
+
+
+def unstepped_state(training: Training, model: nn.Module) -> dict[str, Tensor]:
+    """The state of a fresh optimizer in the form of `optimizer_state`: zeros, from which it goes on as if fresh."""
+    optimizer = make_optimizer(training, model)
+    set_learning_rate(optimizer, 0.0)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for parameter in model.parameters():
+        parameter.grad = None
+    return {key: torch.zeros_like(value) for key, value in optimizer_state(model, optimizer).items()}

@@ -13,13 +13,23 @@ import torch
 from pydantic import Field
 
 from protos.declaration import Declaration
-from protos.handover import Handover, Kind
+from protos.handover import Handover, HandoverSchema, Kind
 from protos.plan import Record
 from strategies.gathering import Ask, Average, Gathering, Reply, Stop
 from strategies.gradients import Descent, add, departure, no_update, update, update_declaration
-from strategies.strategy import Strategy
-from strategies.training import learning_rate, stretch, train, visit_steps
-from strategies.visit import Departure, Visit
+from strategies.strategy import VISIT_METRICS, Strategy, specs
+from strategies.training import (
+    OPTIMIZER,
+    learning_rate,
+    make_optimizer,
+    optimizer_state,
+    restore_optimizer,
+    stretch,
+    train,
+    unstepped_state,
+    visit_steps,
+)
+from strategies.visit import Departure, Visit, seeded
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -33,6 +43,7 @@ class ReplayParameters(Record):
     memory_batch: Count | None = None  # exact: samples of each earlier site per update
     local_steps: Count = 10  # interleaved: at the current site before the weights go round the earlier ones
     memory_steps: Count | None = None  # interleaved: at each earlier site, each time round
+    optimizer: Literal["travels", "resets"] = "travels"  # interleaved: its state, from hop to hop
 
 
 class Replay(Strategy):
@@ -40,9 +51,10 @@ class Replay(Strategy):
 
     exact: every update is one optimizer step, at the coordinator, with the current site's gradient and those of the
     earlier sites' memories, all at the same weights, as if the memories were pooled.
-    interleaved: the weights hop from site to site for a few ordinary steps each, with a fresh optimizer at every hop.
-    Cheap and approximate: block-coordinate descent on the two parts of L', in which the last hop weighs most. A hop
-    keeps the learning rate that the current site is at when the weights set out.
+    interleaved: the weights hop from site to site for a few ordinary steps each. Cheap and approximate:
+    block-coordinate descent on the two parts of L', in which the last hop weighs most. The optimizer's state travels
+    with the weights from hop to hop, or every hop begins with a fresh one, whose first steps are poor ones if it is
+    Adam. A hop keeps the learning rate that the current site is at when the weights set out.
     """
 
     name = "replay"
@@ -57,6 +69,10 @@ class Replay(Strategy):
     def _exact(self) -> bool:
         return self.parameters.mode == "exact"
 
+    @property
+    def _travels(self) -> bool:
+        return not self._exact and self.parameters.optimizer == "travels"
+
     def itinerary(self) -> tuple[Stop, ...]:
         """One stop per site, at which the sites before it rehearse."""
         return tuple(
@@ -68,9 +84,21 @@ class Replay(Strategy):
             for stop in super().itinerary()
         )
 
+    def arrives(self, action: str) -> HandoverSchema:
+        """The weights and, where it travels, the optimizer's state."""
+        weights = dict(super().arrives(action).tensors[Kind.WEIGHTS])
+        return HandoverSchema({Kind.WEIGHTS: weights | specs(self.fresh_optimizer())})
+
     def declares(self, action: str) -> Declaration:
-        """A gradient, or the weights after a few steps."""
-        return update_declaration(self) if self._exact else super().declares(action)
+        """A gradient, or the weights after a few steps, with the optimizer's state where it travels."""
+        return update_declaration(self) if self._exact else Declaration(self.arrives(action), VISIT_METRICS)
+
+    def fresh_optimizer(self) -> dict[str, torch.Tensor]:
+        """The optimizer's state before the first hop, if it travels."""
+        if not self._travels:
+            return {}
+        with seeded(0):
+            return unstepped_state(self.plan.training, self.network())
 
     def gather(self, stop: Stop, handover: Handover, cases: Mapping[str, int], average: Average) -> Gathering:
         """Step with the gradients of all, or send the weights round."""
@@ -97,7 +125,10 @@ class Replay(Strategy):
     def _steps(self, visit: Visit) -> Departure:
         if not len(visit.train):
             return Departure(visit.handover, {"samples": 0, "steps": 0})
-        model = self.loaded(visit.handover, visit.device)
+        state = visit.handover.state(Kind.WEIGHTS)
+        model = self.loaded(_weights(state), visit.device)
+        optimizer = make_optimizer(self.plan.training, model)
+        restore_optimizer(state, model, optimizer)
         training, steps = self.plan.training, int(visit.args["steps"])
         if visit.args["rehearse"] or steps < visit_steps(training, len(visit.train)):  # else it is an ordinary visit
             training = stretch(training, steps, visit.args["lr"])
@@ -107,8 +138,10 @@ class Replay(Strategy):
             visit,
             loss=lambda batch: self.loss(model, batch, None),
             first_step=int(visit.args["position"]),
+            optimizer=optimizer,
         )
-        return Departure(Handover.of(weights=model.state_dict()), metrics)
+        carried = optimizer_state(model, optimizer) if self._travels else {}
+        return Departure(Handover.of(weights=model.state_dict() | carried), metrics)
 
 
 class _NoCheckpoint:
@@ -194,7 +227,7 @@ class _Interleaved:
         self._first = stop.follows is None
         self.steps_per_round = max(self._local_steps, self._memory_steps)
         self.rounds = -(-steps // self._local_steps) * len(self._hops)
-        self._handover = handover
+        self._handover = Handover.of(weights=handover.state(Kind.WEIGHTS) | strategy.fresh_optimizer())
 
     def asks(self, round: int) -> Iterator[tuple[str, Ask]]:
         """A few steps at one site, on its own cases or on those it keeps, at the rate that the current site is at."""
@@ -214,7 +247,7 @@ class _Interleaved:
         self._handover = reply.handover
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The weights between two hops."""
+        """The weights between two hops, and what travels with them."""
         return self._handover.state(Kind.WEIGHTS)
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -223,7 +256,12 @@ class _Interleaved:
 
     def result(self) -> Handover:
         """The weights after the last hop."""
-        return self._handover
+        return _weights(self._handover.state(Kind.WEIGHTS))
+
+
+def _weights(state: Mapping[str, torch.Tensor]) -> Handover:
+    """The handover of a hop without the optimizer's state."""
+    return Handover.of(weights={name: tensor for name, tensor in state.items() if not name.startswith(OPTIMIZER)})
 
 
 def _divided(whole: int, stop: Stop) -> int:

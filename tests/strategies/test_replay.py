@@ -14,6 +14,7 @@ from strategies.gathering import Stop
 from strategies.losses import segmentation_loss
 from strategies.randomness import Seeds
 from strategies.registry import strategy_for
+from strategies.training import make_optimizer
 from tests.strategies import harness
 from tests.strategies import test_contract as contract
 from tests.strategies.harness import (
@@ -239,23 +240,28 @@ def test_the_weights_hop_from_the_current_site_round_the_earlier_ones() -> None:
     assert hops(make_plan("replay", ("A",), parameters=parameters, steps=10)) == [("A", 0, 0, 10)]
 
 
-def test_a_hop_is_ordinary_steps_of_a_fresh_optimizer_on_the_kept_cases() -> None:
+@pytest.mark.parametrize("state", ["travels", "resets"])
+@pytest.mark.parametrize("training", contract.OPTIMIZERS.values(), ids=contract.OPTIMIZERS)
+def test_a_hop_is_ordinary_steps_on_the_kept_cases(training: dict[str, Any], state: str) -> None:
     """The second stop, written down once more: two steps at B, two on what A keeps, twice."""
-    plan = make_plan("replay", ("A", "B"), parameters={"mode": "interleaved", "local_steps": 2, "cases": 2}, steps=4)
+    parameters = {"mode": "interleaved", "local_steps": 2, "cases": 2, "optimizer": state}
+    plan = make_plan("replay", ("A", "B"), parameters=parameters, **{"steps": 4} | training)
     sites = make_sites(plan)
     shelf = Shelf()
     first, second = conduct(plan, sites, shelf=shelf)
     model = networks.build(plan.task, plan.network)
     model.load_state_dict(first.state(Kind.WEIGHTS))
     streams: dict[str, Blobs | Some] = {"B": sites["B"], "A": Some(sites["A"], shelf.memories["A"])}
+    optimizer = make_optimizer(plan.training, model)
     for cycle in range(2):
         for site, samples in streams.items():
-            optimizer = torch.optim.Adam(model.parameters(), plan.training.lr)
+            if state == "resets":
+                optimizer = make_optimizer(plan.training, model)
             for step in (2 * cycle, 2 * cycle + 1):
                 optimizer.zero_grad()
                 mean_loss(model, plan, samples, Seeds(plan.seed, 1, site), 2 * step, 2).backward()
                 optimizer.step()
-    assert Handover.of(weights=model.state_dict()).weights == second.weights
+    assert Handover.of(weights=model.state_dict()) == second  # and nothing of the optimizer besides
 
 
 def test_the_interleaved_mode_keeps_the_contract_too(monkeypatch: pytest.MonkeyPatch) -> None:
