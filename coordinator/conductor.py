@@ -12,21 +12,18 @@ from typing import Any
 from flwr.serverapp import Grid
 from safetensors.torch import load, save
 from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
 
+from coordinator.assignment import Assignment
 from coordinator.averaging import average
 from coordinator.events import Listener
-from coordinator.exchange import Answer, Exchange, Question, SiteFailure, bytes_by_kind
+from coordinator.exchange import Answer, Exchange, Question, SiteFailure, Traffic, bytes_by_kind, count_traffic
 from coordinator.scenario import Scenario
+from coordinator.scoring import Scoring
 from coordinator.store import SETTLED, Run, ScoreRow, StopRow, Store
 from coordinator.vault import Vault
 from protos.handover import Handover, HandoverSchema, Kind
-from protos.messages import DESCRIBE, SCORE, VISIT, Request
+from protos.messages import DESCRIBE, VISIT, Request
 from strategies.gathering import Ask, Gathering, Reply, Stop
-from strategies.registry import strategy_for
-
-# site -> "sent" (to the site) or "received" (from it) -> kind -> bytes
-Traffic = dict[str, dict[str, dict[str, int]]]
 
 
 class VisitFailed(Exception):
@@ -39,19 +36,15 @@ class Conductor:
     def __init__(
         self, store: Store, vault: Vault, grid: Grid, run: str, *, listener: Listener, in_flight: int = 8
     ) -> None:
-        self._store = store
-        self._vault = vault
-        self._exchange = Exchange(grid, in_flight)
-        self._run = run
-        self._listener = listener
         with store.transaction() as session:
             scenario = Scenario.model_validate(session.get_one(Run, run).scenario)
-        self._plan = scenario.plan()
-        self._unseen = {site.name for site in scenario.unseen}
-        self._columns = (*self._plan.sites, *(site.name for site in scenario.unseen))
-        self._strategy = strategy_for(self._plan)
+        self._assignment = Assignment(
+            run, scenario, store=store, vault=vault, exchange=Exchange(grid, in_flight), listener=listener
+        )
+        self._scoring = Scoring(self._assignment)
+        self._store, self._vault, self._run, self._listener = store, vault, run, listener
+        self._plan, self._strategy = self._assignment.plan, self._assignment.strategy
         self._expects: dict[str, HandoverSchema | None] = {}
-        self._clock = time.monotonic()
 
     def conduct(self) -> str:
         """Make every stop that is not done, score every cell that is missing; return the run's status.
@@ -75,7 +68,7 @@ class Conductor:
             if stop in open_stops:
                 self._make(stop, samples)
             if status[stop.index] != "skipped":
-                self._score(stop)
+                self._scoring.score(stop)
         final = self._verdict()
         self._set_status(final)
         self._listener.run_ended(self._run, final)
@@ -116,11 +109,11 @@ class Conductor:
         samples = {}
 
         def questions() -> Iterator[Question]:
-            for site in self._columns:
+            for site in self._assignment.columns:
                 self._listener.describing(site)
-                yield Question(DESCRIBE, self._request(site, 0, args={"samples": int(site in dealt)}))
+                yield Question(DESCRIBE, self._assignment.request(site, 0, args={"samples": int(site in dealt)}))
 
-        for answer in self._exchange.ask(questions()):
+        for answer in self._assignment.exchange.ask(questions()):
             needed = ("train", self._plan.scored) if answer.site in visited else (self._plan.scored,)
             found = _short_of_cases(answer, needed)
             if isinstance(found, SiteFailure):
@@ -139,18 +132,19 @@ class Conductor:
                 # rounds that were dealt out among other samples cannot go on: the stop begins anew
                 row.samples, row.rounds_done, row.rounds_state = dealt, 0, None
             rounds_done, state, traffic = row.rounds_done, row.rounds_state, dict(row.traffic)
-            self._count_time(session)
+            self._assignment.count_time(session)
         handover, first = self._arriving(stop)
         stop = replace(stop, follows=None) if first else stop
         gathering = self._strategy.gather(stop, handover, samples, average)
         if state is not None:
             gathering.restore(load(self._vault.get(state)))
         self._listener.stop_began(stop.index, stop.sites, gathering.rounds, rounds_done, stop.rehearsing)
+        request = self._assignment.request
         metrics: dict[str, Any] = {}
         rounds_kept = max(1, self._plan.training.checkpoint_every // gathering.steps_per_round)
         for number in range(rounds_done, gathering.rounds):
             asked = (
-                (ask, self._request(site, stop.index, round=number, action=stop.action, args=ask.args, first=first))
+                (ask, request(site, stop.index, round=number, action=stop.action, args=ask.args, first=first))
                 for site, ask in gathering.asks(number)
             )
             gathering.receive(number, self._replies(stop, asked, traffic=traffic, metrics=metrics))
@@ -166,7 +160,7 @@ class Conductor:
             row.weights_sha256 = handover.digest(Kind.WEIGHTS).hex()
             row.metrics, row.traffic = metrics, traffic
             row.rounds_done, row.rounds_state = gathering.rounds, None
-            row.seconds += self._count_time(session)
+            row.seconds += self._assignment.count_time(session)
         if state is not None:
             self._vault.discard(state)
         self._listener.stop_ended(stop.index, stop.sites, time.monotonic() - began)
@@ -188,11 +182,11 @@ class Conductor:
                 sent[request.site] = bytes_by_kind(ask.handover)
                 yield Question(VISIT, request, ask.handover, expects)
 
-        for answer in self._exchange.ask(questions()):
+        for answer in self._assignment.exchange.ask(questions()):
             if isinstance(answer, SiteFailure):
                 raise self._failed(stop, answer)
             assert answer.handover is not None  # the strategy expects one of every action
-            _count(traffic, answer, sent.pop(answer.site))
+            count_traffic(traffic, answer, sent.pop(answer.site))
             metrics[answer.site] = dict(answer.metrics)
             yield Reply(answer.site, answer.handover, answer.metrics)
 
@@ -203,7 +197,7 @@ class Conductor:
         with self._store.transaction() as session:
             row = session.get_one(StopRow, (self._run, stop.index))
             row.rounds_done, row.rounds_state, row.traffic = done, state, traffic
-            row.seconds += self._count_time(session)
+            row.seconds += self._assignment.count_time(session)
         if previous is not None and previous != state:
             self._vault.discard(previous)
         return state
@@ -229,104 +223,7 @@ class Conductor:
             self._expects[action] = self._strategy.declares(action).handover
         return self._expects[action]
 
-    # Scores
-
-    def _score(self, stop: Stop) -> None:
-        """Fill the stop's row of the score matrix: every site scores the model that it would use after this stop."""
-        with self._store.transaction() as session:
-            known = set(
-                session.scalars(
-                    select(ScoreRow.site).where(
-                        ScoreRow.run_id == self._run, ScoreRow.stop == stop.index, ScoreRow.error.is_(None)
-                    )
-                )
-            )
-            skipped = set(
-                session.scalars(select(StopRow.index).where(StopRow.run_id == self._run, StopRow.status == "skipped"))
-            )
-        sources = {site: self._strategy.model_for(site, stop.index) for site in self._columns if site not in known}
-        for site, source in sources.items():
-            if source is not None and source != stop.index and source not in skipped:
-                self._copy_score(site, source, stop.index)
-        asked = [site for site, source in sources.items() if source == stop.index]
-        if not asked:
-            return
-        with self._store.transaction() as session:
-            artifact = session.get_one(StopRow, (self._run, stop.index)).artifact
-        assert artifact is not None  # only done stops are scored
-        handover = self._strategy.for_scoring(Handover.from_bytes(self._vault.get(artifact)))
-        sent = bytes_by_kind(handover)
-
-        def questions() -> Iterator[Question]:
-            for site in asked:
-                self._listener.scoring(stop.index, site)
-                yield Question(SCORE, self._request(site, stop.index), handover)
-
-        for answer in self._exchange.ask(questions()):
-            with self._store.transaction() as session:
-                found = self._with_the_same_cases(session, answer)
-                session.merge(self._score_row(stop, found, sent))
-                self._count_time(session)
-            dsc = None if isinstance(found, SiteFailure) else found.metrics.get("dsc")
-            self._listener.scored(stop.index, answer.site, dsc)
-
-    def _with_the_same_cases(self, session: Session, answer: Answer | SiteFailure) -> Answer | SiteFailure:
-        """A column of the matrix is over the same cases from top to bottom, or the new score does not count."""
-        earlier = session.scalars(
-            select(ScoreRow.metrics)
-            .where(ScoreRow.run_id == self._run, ScoreRow.site == answer.site, ScoreRow.error.is_(None))
-            .limit(1)
-        ).first()
-        if isinstance(answer, Answer) and earlier and earlier.get("cases") != answer.metrics.get("cases"):
-            sentence = (
-                f"it scored {answer.metrics.get('cases')} cases, and {earlier.get('cases')} earlier in this run; "
-                "bring its data back to what they were and resume the run."
-            )
-            return SiteFailure(answer.site, "DATA_CHANGED", sentence)
-        return answer
-
-    def _score_row(self, stop: Stop, answer: Answer | SiteFailure, sent: Mapping[str, int]) -> ScoreRow:
-        row = ScoreRow(run_id=self._run, stop=stop.index, site=answer.site, metrics=None, traffic={}, error=None)
-        if isinstance(answer, SiteFailure):
-            row.error = {"code": answer.code, "sentence": answer.sentence}
-        else:
-            traffic: Traffic = {}
-            _count(traffic, answer, sent)
-            row.metrics, row.traffic = dict(answer.metrics), traffic[answer.site]
-        return row
-
-    def _copy_score(self, site: str, source: int, stop: int) -> None:
-        """A site that still uses its model of an earlier stop still has that stop's score."""
-        with self._store.transaction() as session:
-            row = session.get(ScoreRow, (self._run, source, site))
-            if row is not None:
-                session.merge(
-                    ScoreRow(run_id=self._run, stop=stop, site=site, metrics=row.metrics, traffic={}, error=row.error)
-                )
-
     # The run
-
-    def _request(
-        self,
-        site: str,
-        stop: int,
-        *,
-        round: int = 0,
-        action: str = "visit",
-        args: Mapping[str, int | float] | None = None,
-        first: bool = False,
-    ) -> Request:
-        return Request(
-            run=self._run,
-            stop=stop,
-            round=round,
-            action=action,
-            site=site,
-            first=first,
-            unseen=site in self._unseen,
-            plan=self._plan,
-            args=dict(args or {}),
-        )
 
     def _failed(self, stop: Stop | None, failure: SiteFailure) -> VisitFailed:
         with self._store.transaction() as session:
@@ -335,7 +232,7 @@ class Conductor:
                 row.status = "failed"
                 row.error = {"site": failure.site, "code": failure.code, "sentence": failure.sentence}
             session.get_one(Run, self._run).status = "failed"
-            self._count_time(session)
+            self._assignment.count_time(session)
         self._listener.run_ended(self._run, "failed")
         where = "" if stop is None else f" at stop {stop.index}"
         return VisitFailed(f"Run {self._run} failed{where}: {failure}")
@@ -356,14 +253,7 @@ class Conductor:
     def _set_status(self, status: str) -> None:
         with self._store.transaction() as session:
             session.execute(update(Run).where(Run.id == self._run).values(status=status))
-            self._count_time(session)
-
-    def _count_time(self, session: Session) -> float:
-        """Add the time since the last commit to the run's, within a transaction that is open anyway; return it."""
-        elapsed = time.monotonic() - self._clock
-        session.execute(update(Run).where(Run.id == self._run).values(seconds=Run.seconds + elapsed))
-        self._clock += elapsed
-        return elapsed
+            self._assignment.count_time(session)
 
 
 def _short_of_cases(answer: Answer | SiteFailure, needed: Iterable[str]) -> Answer | SiteFailure:
@@ -374,14 +264,6 @@ def _short_of_cases(answer: Answer | SiteFailure, needed: Iterable[str]) -> Answ
                 sentence = f"no case falls to its {part} part; add cases, or change split.{part} or split.seed."
                 return SiteFailure(answer.site, "SITE_DATA", sentence)
     return answer
-
-
-def _count(traffic: Traffic, answer: Answer, sent: Mapping[str, int]) -> None:
-    """Add one exchange to the traffic."""
-    site = traffic.setdefault(answer.site, {"sent": {}, "received": {}})
-    for direction, sizes in (("sent", sent), ("received", bytes_by_kind(answer.handover))):
-        for kind, size in sizes.items():
-            site[direction][kind] = site[direction].get(kind, 0) + size
 
 
 def _mean_loss(metrics: Mapping[str, Mapping[str, float]]) -> float | None:

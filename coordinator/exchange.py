@@ -14,6 +14,9 @@ from protos.refusals import RefusalCode, explain
 
 POLL_SECONDS = 0.05
 
+# site -> "sent" (to the site) or "received" (from it) -> kind -> bytes
+Traffic = dict[str, dict[str, dict[str, int]]]
+
 
 @dataclass(frozen=True)
 class Question:
@@ -127,3 +130,11 @@ def bytes_by_kind(handover: Handover | None) -> dict[str, int]:
     if handover is None:
         return {}
     return {kind: size for kind in Kind if (size := handover.nbytes(kind))}
+
+
+def count_traffic(traffic: Traffic, answer: Answer, sent: Mapping[str, int]) -> None:
+    """Add one exchange to the traffic; `sent` are the bytes of the question by kind."""
+    site = traffic.setdefault(answer.site, {"sent": {}, "received": {}})
+    for direction, sizes in (("sent", sent), ("received", bytes_by_kind(answer.handover))):
+        for kind, size in sizes.items():
+            site[direction][kind] = site[direction].get(kind, 0) + size
