@@ -46,6 +46,9 @@ class Noise:
         chosen = list(indices)
         return Batch(self._image[chosen], self._label[chosen])
 
+    def windows(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
+        return self.batch(indices)
+
 
 def seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()

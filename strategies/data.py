@@ -32,3 +32,9 @@ class Samples(Protocol):
         gives the same augmentation; without, samples come as they are.
         """
         ...
+
+    def windows(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
+        """Return the samples at `indices` as they are, but for those larger than the network's input: of these the
+        window that the seed draws, as in training.
+        """
+        ...

@@ -1,4 +1,4 @@
-"""The gradients of every single sample, not only their sum: what importance and clipping need.
+"""The gradients of every single sample, not only their sum: what importance is made of.
 
 `fold_gradients` computes them for a chunk of samples at once (torch.func.vmap); `fold_gradients_one_by_one` is the
 same in plain form, the reference that it is tested against.
@@ -16,8 +16,8 @@ from strategies.data import Batch, Samples
 Objective = Callable[[Tensor, Tensor], Tensor]
 # Applied to gradients elementwise before they are summed over samples, for example torch.abs.
 Fold = Callable[[Tensor], Tensor]
-# Called with the samples done.
-Progress = Callable[[int], None]
+# The seed that draws a sample's window, by the sample's number.
+Seed = Callable[[int], int]
 
 MEMORY = (
     512 * 2**20
@@ -50,30 +50,28 @@ def fold_gradients(
     fold: Fold,
     *,
     memory: int = MEMORY,
-    progress: Progress | None = None,
+    seed: Seed = int,
 ) -> dict[str, Tensor]:
-    """The mean over all samples (as they are, not augmented) of `fold` of each one's gradient, by parameter name.
+    """The mean over all samples (not augmented) of `fold` of each one's gradient, by parameter name.
 
     Samples are taken in chunks whose gradients and activations fit into about `memory` bytes.
     """
     total: dict[str, Tensor] = {}
     device = next(model.parameters()).device
-    for done, batch in _chunks(samples, chunk_length(model, samples, memory), device):
+    for batch in _chunks(samples, chunk_length(model, samples, memory), seed, device):
         for name, gradients in per_sample_gradients(model, objective, batch).items():
             part = fold(gradients).sum(0)
             total[name] = total[name] + part if name in total else part
-        if progress:
-            progress(done)
     return {name: value / len(samples) for name, value in total.items()}
 
 
 def fold_gradients_one_by_one(
-    model: nn.Module, objective: Objective, samples: Samples, fold: Fold
+    model: nn.Module, objective: Objective, samples: Samples, fold: Fold, *, seed: Seed = int
 ) -> dict[str, Tensor]:
     """As `fold_gradients`, one sample and one ordinary backward pass at a time."""
     names = dict(model.named_parameters())
     total = {name: torch.zeros_like(p) for name, p in names.items()}
-    for _, batch in _chunks(samples, 1, next(model.parameters()).device):
+    for batch in _chunks(samples, 1, seed, next(model.parameters()).device):
         value = objective(model(batch.image), batch.label)
         gradients = torch.autograd.grad(value, list(names.values()), allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
@@ -106,9 +104,9 @@ def chunk_length(model: nn.Module, samples: Samples, memory: int) -> int:
     return max(1, min(len(samples), memory // each))
 
 
-def _chunks(samples: Samples, length: int, device: torch.device) -> Iterator[tuple[int, Batch]]:
-    """The samples in order, `length` at a time, with how many are done after each."""
+def _chunks(samples: Samples, length: int, seed: Seed, device: torch.device) -> Iterator[Batch]:
+    """The samples in order, `length` at a time."""
     for first in range(0, len(samples), length):
         indices = range(first, min(first + length, len(samples)))
-        batch = samples.batch(indices)
-        yield indices.stop, Batch(batch.image.to(device), batch.label.to(device))
+        batch = samples.windows(indices, [seed(index) for index in indices])
+        yield Batch(batch.image.to(device), batch.label.to(device))

@@ -141,6 +141,15 @@ class SiteSamples:
         For fit: patch a seed also draws the window, in the share task.foreground of cases about a labelled voxel if
         there is one; without seeds it is the centre one.
         """
+        return self._batch(indices, seeds, self._augmentations)
+
+    def windows(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
+        """Return the samples at `indices`, of larger ones the windows of the `seeds`; see strategies.data.Samples."""
+        return self._batch(indices, seeds, frozenset())
+
+    def _batch(
+        self, indices: Sequence[int], seeds: Sequence[int] | None, augmentations: frozenset[Augmentation]
+    ) -> Batch:
         task = self._task
         images = torch.empty(len(indices), task.channels, *task.size)
         if task.soft:
@@ -153,7 +162,7 @@ class SiteSamples:
                 images[row], labels[row] = _window(sample, task, None)
             else:
                 rng = np.random.default_rng(seeds[row])
-                images[row], labels[row] = augment(*_window(sample, task, rng), self._augmentations, rng)
+                images[row], labels[row] = augment(*_window(sample, task, rng), augmentations, rng)
         return Batch(images, labels)
 
 
@@ -173,6 +182,10 @@ class OnDemand:
     def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
         """Return the samples at `indices`; see strategies.data.Samples."""
         return self._samples.batch(indices, seeds)
+
+    def windows(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
+        """Return the samples at `indices`; see strategies.data.Samples."""
+        return self._samples.windows(indices, seeds)
 
 
 @dataclass(frozen=True)

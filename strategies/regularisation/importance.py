@@ -44,7 +44,7 @@ class ImportanceParameters(Record):
 
 @dataclass(frozen=True)
 class Importance:
-    """`omega` by parameter name, in [0, 1], broadcastable to the parameter; `samples`: how many it is the mean over."""
+    """`omega` by parameter name, at least 0 and broadcastable to the parameter; `samples`: from how many it comes."""
 
     omega: Mapping[str, Tensor]
     samples: int
@@ -130,11 +130,14 @@ def measure(model: nn.Module, objective: Objective, visit: Visit) -> dict[str, T
 
 
 def measured(model: nn.Module, objective: Objective, visit: Visit, fold: Fold) -> dict[str, Tensor]:
-    """The mean of `fold` of each training sample's gradient, with the model in eval mode and left as it was."""
+    """The mean of `fold` of each training sample's gradient, with the model in eval mode and left as it was.
+
+    Of a sample larger than the network's input one window counts, drawn as in training.
+    """
     training = model.training
     model.eval()
     try:
-        return fold_gradients(model, objective, visit.train, fold)
+        return fold_gradients(model, objective, visit.train, fold, seed=lambda index: visit.seeds("importance", index))
     finally:
         model.train(training)
 
@@ -145,13 +148,15 @@ def measured(model: nn.Module, objective: Objective, visit: Visit, fold: Fold) -
 def comparable(importance: Mapping[str, Tensor], reading: Reading) -> dict[str, Tensor]:
     """Outliers set to their boundaries, then scaled to [0, 1], over all parameters together; all equal gives zeros.
 
-    paper: below q1 - 1.5 IQR or above q3 + 1.5 IQR is an outlier, q1 and q3 being the quartiles. released: q1 and q3
+    paper: below q1 - 1.5 IQR or above q3 + 1.5 IQR is an outlier, q1 and q3 being the quartiles; where these are equal
+    the criterion says nothing and all values stay. released: q1 and q3
     are the percentiles 5 and 95, and the logarithm is taken before scaling. There an importance of zero gives -inf,
     and then NaN everywhere; here the logarithm has a floor at the largest importance times float32's epsilon.
     """
     values = np.concatenate([t.detach().cpu().double().flatten().numpy() for t in importance.values()])
     q1, q3 = np.percentile(values, (25, 75) if reading == "paper" else (5, 95))
-    least, most = max(q1 - 1.5 * (q3 - q1), values.min()), min(q3 + 1.5 * (q3 - q1), values.max())
+    margin = 1.5 * (q3 - q1) or np.inf
+    least, most = max(q1 - margin, values.min()), min(q3 + margin, values.max())
     floor = most * np.finfo(np.float32).eps
 
     def scale(value: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ class MASLR(ImportanceDriven):
 
     For updates that are linear in the learning rate (SGD, momentum, Adam, AdamW) the two are the same, and a parameter
     of importance 1 keeps its bits whatever the momentum or weight decay, as one with a gradient of zero would not. The
-    released code bounds each parameter's learning rate to [1e-7, 0.99]; so does `reading: released`.
+    released code bounds each parameter's learning rate to [1e-7, 0.99]; so does `reading: released`, at the scenario's
+    training.lr whatever the schedule has made of it.
     """
 
     name = "mas-lr"
@@ -38,7 +39,7 @@ class MASLR(ImportanceDriven):
         shares = [1 - omega for omega in importance.for_parameters(model)]
         lr = self.plan.training.lr
         if self.parameters.reading == "released" and lr:
-            shares = [(share * lr).clamp(1e-7, 0.99) / lr for share in shares]
+            shares = [((share * lr).clamp(1e-7, 0.99) / lr).clamp(max=1) for share in shares]
         parameters = list(model.parameters())
 
         @torch.no_grad()

@@ -393,3 +393,23 @@ def test_prediction_is_the_largest_interpolated_logit():
     expected = torch.nn.functional.interpolate(logits, (19, 13), mode="bilinear").argmax(1)[0]
     assert np.array_equal(case.predict(lambda _: logits), expected.numpy())
     assert not case.predict(lambda images: torch.ones(len(images), 3, 8, 8)).any()
+
+
+def test_windows_are_where_training_draws_them_and_not_augmented():
+    task = Task(dims=2, size=(16, 16), classes=CLASSES, fit="patch")
+    prepared = [sample for seed in range(3) for sample in samples_of(scan_of((40, 48), seed=seed), task)]
+    plain, augmented = SiteSamples(prepared, task), SiteSamples(prepared, task, ALL)
+    drawn = augmented.windows([0, 1, 2], [5, 6, 7])
+    trained = plain.batch([0, 1, 2], [5, 6, 7])
+    assert torch.equal(drawn.image, trained.image)
+    assert torch.equal(drawn.label, trained.label)
+    assert not torch.equal(drawn.image, augmented.batch([0, 1, 2], [5, 6, 7]).image)
+    assert not torch.equal(drawn.image, augmented.windows([0, 1, 2], [8, 9, 10]).image)
+
+
+def test_windows_of_whole_images_are_the_images():
+    task = Task(dims=2, size=(16, 16), classes=CLASSES)
+    samples = SiteSamples(
+        [sample for seed in range(2) for sample in samples_of(scan_of((20, 20), seed=seed), task)], task
+    )
+    assert torch.equal(samples.windows([0, 1], [3, 4]).image, samples.batch([0, 1]).image)

@@ -82,6 +82,10 @@ class Blobs:
             label[row] = torch.rot90(label[row], turns, (-2, -1))
         return Batch(image, label)
 
+    def windows(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
+        """As strategies.data.Samples says."""
+        return self.batch(indices)
+
 
 def make_sites(plan: Plan, counts: Sequence[int] = (5, 7, 3)) -> dict[str, Blobs]:
     """Each site's training samples; a site has the same ones wherever it stands in the order."""
@@ -128,6 +132,10 @@ class Some:
     def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
         """As strategies.data.Samples says."""
         return self.whole.batch([self.chosen[index] for index in indices], seeds)
+
+    def windows(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
+        """As strategies.data.Samples says."""
+        return self.whole.windows([self.chosen[index] for index in indices], seeds)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def test_one_mean_anchor_stands_for_all() -> None:
 
 
 def test_with_every_anchor_earlier_sites_pull_to_where_they_left_the_weights() -> None:
-    """Without a step at the second and third site, all anchors are where the first site left the weights."""
+    """The anchor is the mean of where each site left the weights, weighted by what the site added to the importance."""
     plan = make_plan("ewc", sites=("A", "B", "C"), parameters={"anchors": "every", "strength": 0.0})
     handovers = conduct(plan, make_sites(plan))
     left = [handover.state(Kind.WEIGHTS) for handover in handovers]

@@ -51,6 +51,9 @@ class Changed:
         label = batch.label if self._label is None else torch.full_like(batch.label, self._label)
         return Batch(batch.image, label)
 
+    def windows(self, indices: Any, seeds: Any) -> Batch:
+        return self.batch(indices)
+
 
 # Measuring
 
@@ -112,6 +115,9 @@ class Pixels:
     def batch(self, indices: Any, seeds: Any = None) -> Batch:
         chosen = list(indices)
         return Batch(self.x[chosen].reshape(-1, 1, 1, 1), self.y[chosen].reshape(-1, 1, 1, 1))
+
+    def windows(self, indices: Any, seeds: Any) -> Batch:
+        return self.batch(indices)
 
 
 def test_fisher_information_of_logistic_regression_is_its_closed_form() -> None:
@@ -177,6 +183,12 @@ def test_the_released_reading_takes_logarithms_and_survives_zeros() -> None:
     assert torch.isfinite(found).all()
     assert found[0] == 0
     torch.testing.assert_close(found[2:5].diff(), found[1:4].diff())  # equal factors are equal steps
+
+
+def test_equal_quartiles_are_no_reason_to_forget_the_rest() -> None:
+    """Most parameters of no importance: the few others must not count as outliers of nothing."""
+    found = comparable({"a": torch.tensor([0.0] * 80), "b": torch.arange(1.0, 21)}, "paper")
+    torch.testing.assert_close(found["b"], torch.arange(1.0, 21) / 20)
 
 
 @pytest.mark.parametrize("reading", ["paper", "released"])
