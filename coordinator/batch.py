@@ -1,9 +1,10 @@
-"""The runs of one command: carried out one after another, told of, concluded together."""
+"""The runs of one command: carried out one after another, told of, concluded together; and what commands share."""
 
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ from coordinator.faults import FAILED, INCOMPLETE, INTERRUPTED, exit_status, of_
 if TYPE_CHECKING:
     from coordinator.compare import TableName
     from coordinator.home import Home
-    from coordinator.study import StudyRuns
     from coordinator.summary import RunSummary
     from coordinator.tables import Comparison
 
@@ -60,6 +60,21 @@ def _how_to_go_on(runs: Sequence[str], options: Sequence[str]) -> str:
     return f"`{shlex.join(['locum', 'resume', *runs, *options])}` goes on"
 
 
+@contextmanager
+def naming_the_log(home: "Home") -> Iterator[None]:
+    """Say where the nodes' log is if they write to it inside the block, however that ends."""
+    before = _size(home.nodes_log)
+    try:
+        yield
+    finally:
+        if _size(home.nodes_log) > before:
+            complain(f"details: {home.nodes_log}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def carry_out_all(runs: Sequence[str], home: "Home", devices: Mapping[str, str], options: Sequence[str]) -> list[str]:
     """Carry out runs one after another; return those that failed, none of which keeps the others from their turn.
 
@@ -70,77 +85,22 @@ def carry_out_all(runs: Sequence[str], home: "Home", devices: Mapping[str, str],
 
     left = list(runs)
     for run in runs:
-        logged = _size(home.nodes_log)
-        try:
-            with Live() as live:
-                carry_out(run, home, device=devices[run], listener=live)
-            left.remove(run)
-        except KeyboardInterrupt:
-            complain(f"interrupted; {_how_to_go_on(left, options)} where it stopped.")
-            raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            if exit_status(error) != FAILED:
-                raise
-            complain(*told(error))
-            if not of_one_run(error):
-                complain(f"when that is mended, {_how_to_go_on(left, options)} where it stopped.")
-                raise typer.Exit(FAILED) from None
-        if _size(home.nodes_log) > logged:
-            complain(f"details: {home.nodes_log}")
+        with naming_the_log(home):
+            try:
+                with Live() as live:
+                    carry_out(run, home, device=devices[run], listener=live)
+                left.remove(run)
+            except KeyboardInterrupt:
+                complain(f"interrupted; {_how_to_go_on(left, options)} where it stopped.")
+                raise typer.Exit(INTERRUPTED) from None
+            except Exception as error:
+                if exit_status(error) != FAILED:
+                    raise
+                complain(*told(error))
+                if not of_one_run(error):
+                    complain(f"when that is mended, {_how_to_go_on(left, options)} where it stopped.")
+                    raise typer.Exit(FAILED) from None
     return left
-
-
-def make_study(runs: "StudyRuns", home: "Home", device: str, workers: int, command: str) -> list[str]:
-    """Carry out a study's runs that are not done, at most `workers` at once; return those that failed."""
-    from coordinator.overview import Overview
-    from coordinator.workers import carry_out_at_once
-
-    status = {name: home.store().run(name).status for name in runs.names}
-    left = [name for name in runs.names if status[name] != "done"]
-    logged = _size(home.nodes_log)
-    try:
-        with Overview(len(runs.names), len(runs.names) - len(left)) as overview:
-            if runs.asked > len(runs.names):
-                overview.say(f"{runs.asked} runs are asked for; equal ones are one, which leaves {len(runs.names)}")
-            if runs.taken_up:
-                there, done = len(runs.taken_up), len(runs.taken_up.difference(left))
-                overview.say(f"in the home already: {there} of {len(runs.names)} runs, {done} of them done")
-            failed = carry_out_at_once(left, home, device, workers, overview)
-    except KeyboardInterrupt:
-        complain(f"interrupted; `{command}` goes on where it stopped.")
-        raise typer.Exit(INTERRUPTED) from None
-    if _size(home.nodes_log) > logged:
-        complain(f"details: {home.nodes_log}")
-    return failed
-
-
-def conclude_study(
-    runs: Sequence[str],
-    home: "Home",
-    failed: Sequence[str],
-    command: str,
-    *,
-    table: "TableName",
-    pool: str | None,
-    as_json: bool,
-    out: Path | None,
-) -> None:
-    """Print the comparison of a study's runs and write it, exit with the status that fits the worst run."""
-    summaries = [summary_of(run, home) for run in runs]
-    scored = [summary for summary in summaries if summary.visited]
-    compared = compared_in(scored, table, pool) if scored else None
-    if as_json:
-        documents = [summary.document() for summary in summaries]
-        print_json({"runs": documents, "comparison": compared and compared.document()})
-    elif compared is not None:
-        compared.show()
-    if compared is not None and out is not None:
-        write_comparison(compared, out)
-    if failed:
-        complain(f"{len(failed)} of {len(runs)} runs failed; when that is mended, `{command}` goes on with them.")
-        raise typer.Exit(FAILED)
-    if not all(summary.complete for summary in summaries):
-        raise typer.Exit(INCOMPLETE)
 
 
 def compared_in(summaries: Sequence["RunSummary"], table: "TableName", pool: str | None) -> "Comparison":
@@ -154,10 +114,6 @@ def write_comparison(table: "Comparison", folder: Path) -> None:
     """Write a comparison into a folder and name the files on standard error."""
     for path in table.write(folder):
         typer.echo(path, err=True)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def conclude(

@@ -16,9 +16,7 @@ from coordinator.batch import (
     compared_in,
     complain,
     conclude,
-    conclude_study,
     given,
-    make_study,
     print_json,
     summary_of,
     write_comparison,
@@ -121,7 +119,8 @@ def study(
     """Make every run of a scenario's study and compare them; made again, it goes on and repeats nothing."""
     from coordinator.scenario import load_scenario
     from coordinator.simulate import check_device
-    from coordinator.study import take_up_or_begin
+    from coordinator.study import carry_out, compare_and_exit
+    from coordinator.taking_up import take_up_or_begin
 
     loaded = load_scenario(scenario, overrides or [])
     check_device(device)
@@ -130,8 +129,8 @@ def study(
     runs = take_up_or_begin(
         list(loaded.runs()), place, data or scenario.parent, command, source=str(scenario), device=device
     )
-    failed = make_study(runs, place, device, workers, command)
-    conclude_study(runs.names, place, failed, command, table=table, pool=pool, as_json=as_json, out=out)
+    failed = carry_out(runs, place, device, workers, command)
+    compare_and_exit(runs.names, place, failed, command, table=table, pool=pool, as_json=as_json, out=out)
 
 
 @app.command()

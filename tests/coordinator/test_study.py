@@ -19,7 +19,7 @@ from coordinator.listing import listed
 from coordinator.overview import Overview
 from coordinator.scenario import ScenarioError
 from coordinator.store import Run, sqlite_url
-from coordinator.study import StudyRuns, take_up_or_begin
+from coordinator.taking_up import StudyRuns, take_up_or_begin
 from node.phantoms.source import write_phantoms
 from protos.plan import PhantomSite
 from tests.conftest import TINY, Desk, outcome
