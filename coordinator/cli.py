@@ -31,8 +31,8 @@ app = typer.Typer(
     name="locum",
     help="Continual cross-site learning for medical image segmentation: the model visits the hospitals in turn, "
     "the data stay.",
-    epilog="Exit status: 0 done, 1 failed, 2 wrong usage or scenario, 3 finished but incomplete (a stop was skipped or "
-    "a site could not be scored), 130 interrupted.",
+    epilog="Exit status: 0 done, 1 failed, 2 wrong usage or scenario, 3 finished but incomplete (a stop or a "
+    "rehearsal was skipped, or a site could not be scored), 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -167,18 +167,31 @@ def resume(
 def skip(
     run: RunArgument,
     stop: Annotated[int, typer.Argument(help="The stop's number, from 0.")],
+    *,
     by: Annotated[str, typer.Option("--by", help="Who decides this.")],
     why: Annotated[str, typer.Option("--why", help="The reason, for the report.")],
+    site: Annotated[
+        str | None,
+        typer.Option(
+            "--rehearsal-at", metavar="SITE", help="Skip no more than this site's rehearsal, from this stop on."
+        ),
+    ] = None,
     home: HomeOption = Path(".locum"),
     database: DatabaseOption = None,
 ) -> None:
-    """Let a run go on without an unfinished stop, in the name of a person who answers for it."""
+    """Let a run go on without an unfinished stop, or a rehearsal, in the name of a person who answers for it."""
     from coordinator.skipping import skip as skip_stop
+    from coordinator.skipping import skip_rehearsal
 
     place = _home(home, database)
     name = _named(run, place)
-    skip_stop(name, stop, place, by=by, why=why)
-    typer.echo(f"Stop {stop} of run {name} will be skipped; `locum resume {name}` goes on.")
+    if site is None:
+        skip_stop(name, stop, place, by=by, why=why)
+        said = f"Stop {stop} of run {name} will be skipped"
+    else:
+        skip_rehearsal(name, stop, site, place, by=by, why=why)
+        said = f"From stop {stop} of run {name} on {site} will not rehearse"
+    typer.echo(f"{said}; `locum resume {name}` goes on.")
 
 
 @app.command()

@@ -59,7 +59,7 @@ class Conductor:
         self._set_status("running")
         rows = {row.index: row for row in self._rows(stops)}
         status = {index: row.status for index, row in rows.items()}
-        # the store's word, since a site whose own stop was skipped does not rehearse
+        # the store's word, since people may have skipped a rehearsal, or the stop of a site that was to rehearse
         stops = tuple(replace(stop, rehearsing=tuple(rows[stop.index].rehearsing)) for stop in stops)
         open_stops = [stop for stop in stops if status[stop.index] not in SETTLED]
         self._listener.run_began(self._run, len(stops), len(stops) - len(open_stops))
@@ -238,13 +238,14 @@ class Conductor:
         return VisitFailed(f"Run {self._run} failed{where}: {failure}")
 
     def _verdict(self) -> str:
-        """`done` when every stop was made and every cell that can exist was scored, else `incomplete`."""
+        """`done` when every stop was made as planned and every cell that can exist scored, else `incomplete`."""
         with self._store.transaction() as session:
-            skipped = session.scalar(select(func.count()).where(StopRow.run_id == self._run, StopRow.status != "done"))
+            stops = list(session.scalars(select(StopRow).where(StopRow.run_id == self._run)))
             unscored = session.scalar(
                 select(func.count()).where(ScoreRow.run_id == self._run, ScoreRow.error.is_not(None))
             )
-        return "incomplete" if skipped or unscored else "done"
+        whole = all(stop.status == "done" and not stop.left_out for stop in stops)
+        return "done" if whole and not unscored else "incomplete"
 
     def _status(self) -> str:
         with self._store.transaction() as session:

@@ -111,13 +111,13 @@ def _stops_table(summary: RunSummary) -> Table:
     for name in ("stop", "site", "status", "seconds", "note"):
         table.add_column(name)
     for stop in summary.stops:
-        note = ""
+        notes = stop.without
         if stop.status == "skipped":
-            note = f"skipped by {stop.skipped_by}: {stop.why}"
+            notes = [f"skipped by {stop.skipped_by}: {stop.why}"]
         elif stop.code is not None:
-            note = f"{stop.failed_at}: {stop.code}"
+            notes = [f"{stop.failed_at}: {stop.code}", *notes]
         seconds = "" if stop.seconds is None else f"{stop.seconds:.1f}"
-        table.add_row(str(stop.index), escape(stop.where), stop.status, seconds, escape(note))
+        table.add_row(str(stop.index), escape(stop.where), stop.status, seconds, escape("; ".join(notes)))
     return table
 
 

@@ -6,8 +6,10 @@ which a ServerApp cannot make a message, and the metadata's message id, which ot
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -23,7 +25,9 @@ from coordinator.scenario import Scenario, ScenarioError
 from node import progress
 from node.app import app
 from node.phantoms import check_phantom
+from node.policy import Policy
 from node.settings import SiteSettings
+from protos.refusals import Refusal
 
 COORDINATOR = 1  # Flower's own number for the SuperLink's side
 
@@ -64,6 +68,21 @@ def simulated_sites(
             raise ScenarioError(f"site {entry.name}: {error}") from error
         sites.append(settings)
     return sites
+
+
+def policies(scenario: Scenario, home: Path) -> dict[str, dict[str, Any]]:
+    """Site -> what of its policy, where it has one, changes the bits of a run instead of refusing it.
+
+    A policy that cannot be read lets nothing leave, so it changes nothing.
+    """
+    found = {}
+    for site in scenario.sites:
+        with suppress(Refusal):
+            policy = Policy.of(home / "nodes" / site.name)
+            found[site.name] = policy.model_dump(
+                mode="json", include={"updates": {"clip", "noise"}, "memory": {"cases"}}, exclude_none=True
+            )
+    return {site: changes for site, changes in found.items() if changes}
 
 
 class InProcessGrid(Grid):

@@ -120,6 +120,11 @@ def _unfinished(summary: RunSummary) -> list[str]:
             said.append(f"Stop {stop.index} ({where}) was skipped by {stop.skipped_by}: {stop.why}")
         elif stop.status == "failed":
             said.append(f"Stop {stop.index} ({where}) failed at {stop.failed_at or 'the coordinator'}: {stop.code}.")
+    left_out: dict[str, int] = {}
+    for stop in summary.stops:
+        for sentence in stop.without:
+            left_out.setdefault(sentence, stop.index)
+    said += [f"From stop {stop} on, {sentence}" for sentence, stop in left_out.items()]
     if not summary.complete:
         done = sum(stop.status == "done" for stop in summary.stops)
         said.append(f"The run is {summary.status}: {done} of {len(summary.stops)} stops are done.")

@@ -85,6 +85,7 @@ def _stop(row: StopRow) -> Stop:
         failed_at=error.get("site"),
         code=error.get("code"),
         rehearsing=tuple(row.rehearsing),
+        left_out={site: f"{said['by']}: {said['why']}" for site, said in row.left_out.items()},
     )
 
 

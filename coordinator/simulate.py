@@ -10,12 +10,13 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, RecordDict
 
 from coordinator import server
 from coordinator.events import Listener
-from coordinator.grid import InProcessGrid, simulated_sites
+from coordinator.grid import InProcessGrid, policies, simulated_sites
 from coordinator.home import Home, alone
 from coordinator.scenario import Scenario, ScenarioError
 from coordinator.store import SETTLED, Run
@@ -122,7 +123,16 @@ def carry_out(run: str, home: Home, *, device: str, listener: Listener) -> None:
     )
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its line per round would tear the progress bars
     with alone(home, run), _nodes_logging_to(home.nodes_log), server.listening(listener):
+        if open_sites or not row.stops:
+            _note_policies(run, home, policies(scenario, home.folder))
         server.app(InProcessGrid(sites, listener), context)
+
+
+def _note_policies(run: str, home: Home, now: dict[str, dict[str, Any]]) -> None:
+    with home.store().transaction() as session:
+        row = session.get_one(Run, run)
+        earlier = row.policies if any(stop.status != "pending" for stop in row.stops) else []
+        row.policies = earlier if now in earlier[-1:] else [*earlier, now]
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-REVISION = "0002"  # the newest migration; a test holds it to Alembic's own answer
+REVISION = "0003"  # the newest migration; a test holds it to Alembic's own answer
 
 SETTLED = ("done", "skipped")  # stops that a run does not come back to
 
@@ -35,7 +35,12 @@ class Base(DeclarativeBase):
     """Base of the coordinator's tables."""
 
     # absent JSON is SQL's NULL, not JSON's
-    type_annotation_map = {dict[str, Any]: JSON(none_as_null=True), list[str]: JSON, datetime: DateTime(timezone=True)}
+    type_annotation_map = {
+        dict[str, Any]: JSON(none_as_null=True),
+        list[str]: JSON,
+        list[dict[str, Any]]: JSON,
+        datetime: DateTime(timezone=True),
+    }
 
 
 class Run(Base):
@@ -51,6 +56,8 @@ class Run(Base):
     created: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
     seconds: Mapped[float] = mapped_column(default=0.0)  # of work, over all resumptions
     device: Mapped[str] = mapped_column(String(32), default="cpu")  # of the simulated nodes; bits depend on it
+    # what the sites' policies changed in it, see coordinator.grid.policies; one entry more whenever that was another
+    policies: Mapped[list[dict[str, Any]]] = mapped_column(default=list)
     software: Mapped[str] = mapped_column(String(40))
     command: Mapped[str]  # makes the same run again
     stops: Mapped[list["StopRow"]] = relationship(order_by="StopRow.index", cascade="all, delete-orphan")
@@ -70,6 +77,7 @@ class StopRow(Base):
     action: Mapped[str] = mapped_column(String(32))
     follows: Mapped[int | None]  # the stop whose handover arrives; null: the first handover
     rehearsing: Mapped[list[str]] = mapped_column(default=list)  # sites that take part with the cases they keep
+    left_out: Mapped[dict[str, Any]] = mapped_column(default=dict)  # site that was to rehearse -> by, why
     status: Mapped[str] = mapped_column(String(16), default="pending")  # StopStatus
     artifact: Mapped[str | None] = mapped_column(String(64))  # vault address of the handover it ended with
     weights_sha256: Mapped[str | None] = mapped_column(String(64))

@@ -31,12 +31,20 @@ class Stop:
     failed_at: str | None = None  # the site that refused or failed
     code: str | None = None  # of the failure
     rehearsing: tuple[str, ...] = ()  # sites that took part with the cases they keep
+    left_out: Mapping[str, str] = field(default_factory=dict)  # site that was to rehearse -> who left it out, and why
 
     @property
     def where(self) -> str:
         """All sites that take part, in words."""
         rehearsal = f", rehearsing at {', '.join(self.rehearsing)}" if self.rehearsing else ""
         return ", ".join(self.sites) + rehearsal
+
+    @property
+    def without(self) -> list[str]:
+        """The rehearsals that were left out, in words."""
+        if self.status == "skipped":
+            return []
+        return [f"the rehearsal at {site} was left out by {said}" for site, said in self.left_out.items()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +128,7 @@ class RunSummary:
 
     @property
     def complete(self) -> bool:
-        """Whether every stop is done."""
+        """Whether every stop is done as planned and every cell scored."""
         return self.status == "done"
 
     @cached_property

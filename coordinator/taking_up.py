@@ -5,10 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import func, select
 
+from coordinator.grid import policies
 from coordinator.home import Home
 from coordinator.scenario import Scenario
 from coordinator.simulate import begin_all, software
@@ -30,6 +32,7 @@ class _Known:
     status: str
     settled: int  # stops that it does not come back to
     created: datetime
+    policies: list[dict[str, Any]]
 
 
 def take_up_or_begin(
@@ -39,14 +42,20 @@ def take_up_or_begin(
 
     Two runs are equal if their plans are (with the order of the visits written out, whatever the scenarios are called),
     the folders or phantoms of all sites, the software's version and the device. The sites' files are not compared: a
-    run that has stops behind it and is older than some file is not taken up. Raises ScenarioError as begin_all does.
+    run that has stops behind it is not taken up if it is older than some file, or was made while the sites' policies
+    changed something else in it than they do now. Raises ScenarioError as begin_all does.
     """
     known = _known(home)
+    changed = policies(scenarios[0], home.folder)
     newest = max(map(_newest_file, _folders(scenarios[0], data)), default=0.0)
     wanted = {_identity(scenario, data, device, software()): scenario for scenario in scenarios}
     found: dict[str, str] = {}
     for identity in wanted:
-        usable = [run for run in known.get(identity, ()) if not run.settled or run.created.timestamp() > newest]
+        usable = [
+            run
+            for run in known.get(identity, ())
+            if not run.settled or (run.created.timestamp() > newest and run.policies == [changed])
+        ]
         if usable:
             found[identity] = max(usable, key=lambda run: (run.status == "done", run.settled, run.created)).name
     missing = [identity for identity in wanted if identity not in found]
@@ -68,7 +77,7 @@ def _known(home: Home) -> dict[str, list[_Known]]:
             continue
         identity = _identity(scenario, Path(run.data or "."), run.device, run.software)
         created = run.created if run.created.tzinfo else run.created.replace(tzinfo=UTC)  # SQLite keeps no zone
-        known.setdefault(identity, []).append(_Known(run.id, run.status, stops, created))
+        known.setdefault(identity, []).append(_Known(run.id, run.status, stops, created, run.policies))
     return known
 
 

@@ -1,5 +1,6 @@
 """Runs that go on after something changed: sites that are gone, data that are not what they were, stops skipped."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from node.data.splits import part_of
 from node.phantoms import write_phantoms
 from protos.plan import PhantomSite, Split, Task
 from tests.conftest import Desk
+from tests.coordinator.test_cli import Terminal
 
 FOLDERS = """
 name: tiny
@@ -147,3 +149,56 @@ def test_a_run_that_is_done_stays_so_whatever_becomes_of_its_sites(hospitals: De
     shutil.rmtree(hospitals.folder / "north")
     hospitals.carry_out(run)
     assert hospitals.row(run).status == "done"
+
+
+# A site that leaves after its own stop
+
+THREE = FOLDERS.replace("[north, east]", "[north, east, south]")
+MODES = ("{name: replay, cases: 3}", "{name: replay, mode: interleaved, cases: 3, local_steps: 1}")
+
+
+@pytest.fixture
+def locum(hospitals: Desk, capsys: pytest.CaptureFixture[str]) -> Terminal:
+    write_phantoms(PhantomSite(task="organ", appearance=3, cases=12, size=16), TASK, hospitals.folder / "south")
+    return Terminal(hospitals, capsys)
+
+
+@pytest.mark.parametrize("strategy", MODES, ids=["exact", "interleaved"])
+def test_a_rehearsal_is_skipped_in_the_name_of_a_person_and_the_site_may_be_gone(locum: Terminal, strategy: str):
+    desk = locum.desk
+    early, late = (desk.begin(f"strategy={strategy}", text=THREE) for _ in range(2))
+    with pytest.raises(Crash):
+        desk.carry_out(early, on=crash_at(("stop ended", 0)))
+    with pytest.raises(Crash):
+        desk.carry_out(late, on=crash_at(("stepped", 1, "", 3)))
+    assert desk.row(late).stops[1].rounds_done == 2
+    for folder in (desk.folder, desk.home.folder / "nodes"):
+        shutil.rmtree(folder / "north")
+    gone = locum("resume", late)
+    assert (gone.status, "site north: there is no folder" in gone.err) == (2, True)
+
+    why = ("--by=Dr [b]Grey", "--why=they left [/] us")
+    for stop, site, said in (
+        ("0", "north", "Stop 0 of run .* is done already"),
+        ("9", "north", "has no stop 9"),
+        ("1", "south", "south does not rehearse at stop 1 of run .*; `locum show .*` lists who does where"),
+    ):
+        refused = locum("skip", late, stop, f"--rehearsal-at={site}", *why)
+        assert refused.status == 2
+        assert re.search(said, refused.err)
+    for run in (early, late):
+        assert locum("skip", run, "1", "--rehearsal-at=north", *why).status == 0
+        assert locum("resume", run).status == 3
+    assert locum("resume", late, "--no-report").status == 3  # the others' word cannot make it whole
+
+    stops = desk.summary(late).stops
+    assert [(stop.status, stop.rehearsing) for stop in stops] == [("done", ()), ("done", ()), ("done", ("east",))]
+    # what was half made with the site was made anew without it
+    artifacts = [[stop.artifact for stop in desk.row(run).stops] for run in (early, late)]
+    assert artifacts[0] == artifacts[1]
+    said = "the rehearsal at north was left out by Dr [b]Grey: they left [/] us"
+    shown = locum("show", late).out
+    assert shown.count(said) == 3  # two stops, and the words
+    assert f"From stop 1 on, {said}" in shown
+    page = (desk.home.report(late) / "report.html").read_text()
+    assert page.count(said) == 3

@@ -75,6 +75,18 @@ def test_migrations_go_down_and_up_again(store):
     assert_tables_are_the_models(Store(store.url))
 
 
+def test_rows_of_the_first_release_survive_every_migration(store):
+    """Other tables refer to `runs`, so that no migration may make it anew."""
+    config = alembic()
+    with store.transaction() as session:
+        session.add_all([a_run(), StopRow(run_id="a-1", index=0, sites=["north"], action="visit")])
+    with store.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+    run = Store(store.url).run("a-1")
+    assert (run.policies, [(stop.rehearsing, stop.left_out) for stop in run.stops]) == ([{}], [([], {})])
+
+
 def test_an_up_to_date_database_is_left_alone_and_keeps_its_rows(store):
     with store.transaction() as session:
         session.add(a_run())

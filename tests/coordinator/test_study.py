@@ -159,6 +159,46 @@ def test_data_that_changed_since_make_another_run(desk: Desk):
     assert run in taken(desk, *scenario).names
 
 
+def test_a_policy_that_changed_bits_since_makes_another_run_and_one_that_only_refuses_does_not(desk: Desk):
+    replay = ("strategy={name: replay, cases: 2}", "training.steps=1")
+    policy = desk.home.folder / "nodes" / "north" / "policy.yaml"
+    policy.parent.mkdir(parents=True)
+    free = desk.simulate(*replay)
+    policy.write_text("kinds: [weights]")
+    assert taken(desk, *replay).names == (free,)
+    policy.write_text("updates: {clip: 1.0, noise: 2.0, delta: 1.0e-5}")
+    (clipped,) = taken(desk, *replay).names
+    assert clipped != free
+    desk.carry_out(clipped)
+    assert desk.row(clipped).stops[-1].artifact != desk.row(free).stops[-1].artifact
+    policy.write_text("updates: {clip: 1.0, noise: 2.0, delta: 1.0e-5, epsilon: 5000}  # a budget refuses")
+    assert taken(desk, *replay).names == (clipped,)
+    policy.write_text("updates: {clip: 0.5}")
+    assert not taken(desk, *replay).taken_up & {free, clipped}
+    policy.unlink()
+    assert taken(desk, *replay).names == (free,)
+
+
+def test_a_run_that_was_made_under_two_policies_is_no_equal(desk: Desk):
+    replay = ("strategy={name: replay, cases: 2}", "training.steps=1")
+    run = desk.begin(*replay)
+
+    def kill(event: tuple[Any, ...]) -> None:
+        if event[:2] == ("stop ended", 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        desk.carry_out(run, kill)
+    policy = desk.home.folder / "nodes" / "north" / "policy.yaml"
+    policy.write_text("updates: {clip: 0.5}")
+    desk.carry_out(run)
+    assert desk.row(run).status == "done"
+    assert desk.row(run).policies == [{}, {"north": {"updates": {"clip": 0.5, "noise": 0.0}}}]
+    assert run not in taken(desk, *replay).names
+    policy.unlink()
+    assert run not in taken(desk, *replay).names
+
+
 def test_an_order_that_shuffles_would_hide_is_refused(desk: Desk):
     with pytest.raises(ScenarioError, match=r"since study\.shuffles draws the orders; add --set study\.shuffles=0\."):
         desk.scenario("study.shuffles=2", "order=reversed")
