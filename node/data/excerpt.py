@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from protos import strict_yaml
-from protos.plan import PhantomSite, Record, SiteName, Split, Task
+from protos.plan import PhantomSite, Record, Scored, SiteName, Split, Task
 
 
 class ScenarioFault(ValueError):
@@ -22,6 +22,7 @@ class Excerpt(Record):
     split: Split
     labels: dict[int, str] | None  # value in the label files -> class name; None: values are class numbers
     unseen: bool  # only scored, never trained on
+    scored: Scored = "test"  # the part that scores are over
 
 
 def read_excerpt(path: Path, site: str) -> Excerpt:
@@ -48,7 +49,13 @@ def read_excerpt(path: Path, site: str) -> Excerpt:
         raise ScenarioFault(f"{path}: the scenario {fault}.")
     if found[0].phantom is not None:
         raise ScenarioFault(f"{path}: {site} is a synthetic hospital, which has no files; there is nothing to check.")
-    return Excerpt(task=scenario.task, split=scenario.split, labels=found[0].labels, unseen=found[0] in scenario.unseen)
+    return Excerpt(
+        task=scenario.task,
+        split=scenario.split,
+        labels=found[0].labels,
+        unseen=found[0] in scenario.unseen,
+        scored=scenario.scored,
+    )
 
 
 class _Part(BaseModel):
@@ -68,6 +75,7 @@ class _Scenario(_Part):
     sites: tuple[_Site, ...]
     unseen: tuple[_Site, ...] = ()
     split: Split = Split()
+    scored: Scored = "test"
 
     @field_validator("sites", "unseen", mode="before")
     @classmethod

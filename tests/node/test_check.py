@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from node.data.check import examine, run_check
+from node.data.check import run_check
+from node.data.examination import examine
 from node.data.layouts import FolderSource
 from node.data.splits import split_cases
 from node.settings import SiteSettings

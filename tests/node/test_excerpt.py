@@ -120,3 +120,26 @@ def test_a_scenario_needs_a_site_and_a_file_that_is_there(folder, scenario, caps
     status, _, err = said_by([folder, "--scenario", folder / "no.yaml", "--site", "here"], capsys)
     assert status == 2
     assert "no.yaml: the scenario cannot be read (No such file or directory)" in err
+
+
+@pytest.mark.parametrize(
+    ("shares", "scored", "said"),
+    [
+        (
+            "train: 0.5, val: 0, test: 0.5",
+            "val",
+            "No case falls to val (split.val is 0); add cases or raise the share.",
+        ),
+        ("train: 0.5, val: 0, test: 0.5", "test", ""),
+        ("train: 0.5, val: 0.5, test: 0", "val", ""),
+        ("train: 0.5, val: 0.5, test: 0", "test", "No case falls to test (split.test is 0)"),
+        ("train: 0, val: 1, test: 0", "val", "No case falls to train (split.train is 0)"),
+    ],
+)
+def test_the_part_that_is_scored_must_not_be_empty(folder, scenario, capsys, shares, scored, said):
+    text = SCENARIO.replace("train: 0.5, val: 0.25, test: 0.25", shares).replace(
+        "unseen: [{name: far, labels: {1: rim}}]\n", ""
+    )
+    scenario.write_text(f"{text}scored: {scored}\n")
+    status, out, _ = said_by([folder, "--scenario", scenario, "--site", "here"], capsys)
+    assert (status, said in out, "spoils training" in out) == (bool(said), True, bool(said))

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from node.data.check import examine, run_scenario_check
+from node.data.check import run_scenario_check
+from node.data.examination import examine
 from node.data.excerpt import Excerpt, read_excerpt
 from node.data.layouts import FolderSource
 from node.data.site import EmptySite, SiteData

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.data import samples as samples_module
-from node.data.check import examine
+from node.data.examination import examine
 from node.data.layouts import FolderSource
 from node.data.readers import LabelValues
 from node.data.samples import SiteSamples, samples_of
