@@ -50,7 +50,7 @@ def describe(message: Message, context: Context) -> Message:
     settings, request, _ = _open(message, context)
     data = _site_data(settings, request)
     counts = data.counts()
-    if request.args.get("samples"):
+    if request.args["samples"]:
         counts["samples"] = len(_samples(data, "train"))
         counts |= data.counts()  # cases that turned out unreadable are gone
     return Message(pack_reply(request, None, counts), reply_to=message)
@@ -70,9 +70,9 @@ def visit(message: Message, context: Context) -> Message:
         _samples(data(), "train")  # finds the unusable cases
         return data().fingerprint("train")
 
-    updates = Policy.of(settings.home).updates
+    policy = Policy.of(settings.home)
     privacy = None
-    if updates is not None:
+    if (updates := policy.updates) is not None:
         privacy = Privacy(updates.clip, updates.noise, SiteNoise(settings.home, request, handover))
     departure = installed(request.plan).visit(
         Visit(
@@ -87,7 +87,7 @@ def visit(message: Message, context: Context) -> Message:
                 progress.Step(request.run, request.stop, request.site, step, steps, scalars)
             ),
             checkpoint=checkpoints.VisitCheckpoint(settings.home, request, drawn_from),
-            memory=SiteMemory(settings.home, request, data),
+            memory=SiteMemory(settings, request, data, None if policy.memory is None else policy.memory.cases),
             first=request.first,
             privacy=privacy,
         )

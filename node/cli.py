@@ -9,7 +9,7 @@ import typer
 
 app = typer.Typer(
     name="locum-node",
-    help="A hospital's side of Locum: check the site's data before a run, read what crossed its boundary.",
+    help="A hospital's side of Locum: check the site's data before a run, read what crossed its boundary or is kept.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -99,6 +99,20 @@ def ledger(
     from node.ledger_view import run_ledger
 
     raise typer.Exit(run_ledger(home, verify=verify, head=head, json=as_json, limit=limit or None))
+
+
+@app.command()
+def memory(
+    home: Annotated[Path, typer.Option("--home", help="The node's folder: .locum/nodes/SITE in a simulation.")],
+    forget: Annotated[
+        str | None, typer.Option(metavar="CASE", help="Remove this case's copies, for all runs that keep it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Print the cases that the site keeps for rehearsal, run by run; exit status 1 if some are missing or damaged."""
+    from node.memory_view import run_memory
+
+    raise typer.Exit(run_memory(home, forget=forget, json=as_json))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

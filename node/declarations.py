@@ -13,6 +13,7 @@ from strategies.registry import UnknownStrategy, strategy_for
 from strategies.strategy import Strategy, UnknownParameter
 
 DESCRIPTION = MappingProxyType({part: Bound(0, 1e7) for part in ("train", "val", "test", "samples")})
+DESCRIBE_ARGS = MappingProxyType({"samples": Bound(0, 1, whole=True)})
 
 
 def declare(message_type: str, request: Request) -> Exchange:
@@ -27,10 +28,10 @@ def _declare(message_type: str, plan: str, action: str) -> Exchange:
         if message_type == VISIT:
             if action not in {stop.action for stop in strategy.itinerary()}:
                 raise Refusal(RefusalCode.PLAN, f"{strategy.name} knows no action {action!r}.")
-            return Exchange(strategy.arrives(action), strategy.declares(action))
+            return Exchange(strategy.arrives(action), strategy.declares(action), strategy.takes(action))
         if message_type == SCORE:
             return Exchange(strategy.scoring_schema(), Declaration(None, declared_metrics(strategy.plan.task)))
-        return Exchange(None, Declaration(None, DESCRIPTION))
+        return Exchange(None, Declaration(None, DESCRIPTION), DESCRIBE_ARGS)
     except ValueError as error:  # the network does not fit the task
         raise Refusal(RefusalCode.PLAN, str(error)) from error
 

@@ -8,9 +8,10 @@ error leaves as a code with a fixed sentence. Both ways, the ledger is written f
 import builtins
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import cast
 
 from flwr.app import Context, Error, Message
@@ -19,6 +20,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from node.database import open_database
 from node.inspection import (
     arrived_handover,
+    check_args,
     check_records,
     check_tensors,
     checked_metrics,
@@ -31,14 +33,30 @@ from node.policy import Policy
 from node.privacy import Release, Updates
 from node.settings import SiteSettings
 from node.updates import holds_update
-from protos.declaration import Declaration
+from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema, Kind
 from protos.messages import DESCRIBE, SCORE, VISIT, Request, pack_reply
 from protos.refusals import OtherVersion, Refusal, RefusalCode
 
 _log = logging.getLogger("locum.node.guard")
 
-_FAILURES = frozenset({RefusalCode.EXCEPTION, RefusalCode.ERROR_REPLY, RefusalCode.SITE_DATA, RefusalCode.DIVERGED})
+_FAILURES = frozenset(
+    {
+        RefusalCode.EXCEPTION,
+        RefusalCode.ERROR_REPLY,
+        RefusalCode.SITE_DATA,
+        RefusalCode.MEMORY,
+        RefusalCode.DIVERGED,
+    }
+)
+# The work behind the guard may refuse so; its own sentence goes to the log, and this one into the ledger.
+_AT_FAULT = MappingProxyType(
+    {
+        RefusalCode.SITE_DATA: "The site's data cannot be used; the node's log says why.",
+        RefusalCode.MEMORY: "The cases kept for rehearsal cannot be used; the node's log says why.",
+        RefusalCode.POLICY: "The site's policy forbids the rehearsal; the node's log says what.",
+    }
+)
 # Only these names leave: the name of a class that a strategy made could carry data.
 _EXCEPTIONS = tuple(
     kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, BaseException)
@@ -47,10 +65,11 @@ _EXCEPTIONS = tuple(
 
 @dataclass(frozen=True)
 class Exchange:
-    """Exactly the tensors that a request brings (None: none), and all that its reply may hold."""
+    """Exactly the tensors (None: none) and the args that a request brings, and all that its reply may hold."""
 
     arrives: HandoverSchema | None
     leaves: Declaration
+    args: Mapping[str, Bound] = field(default_factory=dict)
 
 
 # Takes the message type (one of protos.messages) and the request; raises Refusal (UNKNOWN_STRATEGY, PLAN).
@@ -61,8 +80,9 @@ def make_guard(declare: Declare) -> Mod:
     """Return the guard as a Flower mod, which must be the first of the ClientApp's mods.
 
     `declare` is trusted: it runs before the site's data are touched and decides what may leave. Work behind the guard
-    may raise Refusal with SITE_DATA when the site's own data are at fault, and FloatingPointError when training
-    diverges; of any other exception only the type's name leaves, and only if it is one of Python's own.
+    may raise Refusal with SITE_DATA or MEMORY when the site's own data are at fault, with POLICY when its memory is
+    not to be used, and FloatingPointError when training diverges; of any other exception only the type's name leaves,
+    and only if it is one of Python's own.
     """
 
     def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -144,6 +164,7 @@ class _Passage:
         if request.site != self._settings.name:
             raise Refusal(RefusalCode.OTHER_SITE, f"The request is meant for {request.site!r}.")
         exchange = declare(metadata.message_type, request)
+        check_args(request.args, exchange.args)
         updates = self._narrowed(request, exchange.leaves)
         if updates is not None:
             Release.after(self._ledger.last_release(), updates)  # refuses before any work is done
@@ -214,9 +235,9 @@ def _work(call_next: ClientAppCallable, message: Message, context: Context) -> o
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        if type(error) is Refusal and error.code is RefusalCode.SITE_DATA:
-            _log.error("The site's data cannot be used: %s", error.detail)
-            failure = Refusal(RefusalCode.SITE_DATA, "The site's data cannot be used; the node's log says why.")
+        if type(error) is Refusal and error.code in _AT_FAULT:
+            _log.error("The site refuses with %s: %s", error.code.name, error.detail)
+            failure = Refusal(error.code, _AT_FAULT[error.code])
         elif type(error) is FloatingPointError:  # a class that a strategy made of it tells nothing
             _log.exception("Training diverged: its loss is no longer finite.")
             failure = Refusal(RefusalCode.DIVERGED, "The loss is no longer finite; the node's log says at which step.")

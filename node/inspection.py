@@ -100,6 +100,16 @@ def parse_request(records: RecordDict) -> Request:
     return request
 
 
+def check_args(args: Mapping[str, int | float], declared: Mapping[str, Bound]) -> None:
+    """Refuse unless the request's numbers are exactly the declared ones, each within its bounds."""
+    if args.keys() != declared.keys():
+        raise Refusal(RefusalCode.ARGS, f"The args are {sorted(args)}, but should be {sorted(declared)}.")
+    for name, bound in declared.items():
+        if not bound.holds(args[name]):
+            kind = "a whole number in " if bound.whole else "in "
+            raise Refusal(RefusalCode.ARGS, f"The arg {name!r} is not {kind}[{bound.low}, {bound.high}].")
+
+
 def arrived_handover(records: RecordDict, request: Request, schema: HandoverSchema) -> tuple[Handover, bytes]:
     """The handover of a request and its manifest, once manifest, digests, origin and schema are right."""
     handover = tensors_of(records, RefusalCode.HANDOVER)
@@ -167,6 +177,6 @@ def checked_metrics(records: RecordDict, declared: Mapping[str, Bound]) -> dict[
             raise Refusal(RefusalCode.METRICS, f"The metric {name!r} is not declared.")
         bound = declared[name]
         can_travel = abs(value) <= _LARGEST_INT if isinstance(value, int) else math.isfinite(value)
-        if not can_travel or not bound.low <= value <= bound.high:
+        if not can_travel or not bound.holds(value):
             raise Refusal(RefusalCode.METRICS, f"The metric {name!r} is outside [{bound.low}, {bound.high}].")
     return metrics

@@ -1,113 +1,89 @@
-"""The cases that a site keeps for rehearsal: copies in the node's own store, so that they outlast the site's archive.
-
-A case is one safetensors file under the SHA-256 of its bytes, shared by all runs that keep it; what one run keeps
-stands in an index, which is written last and never changed.
-"""
+"""The cases that a site keeps for rehearsal in one run: chosen once, decoded once, and never a test case."""
 
 import hashlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field, ValidationError
 from safetensors.numpy import load, save
 
 from node.data.cache import SiteCache
 from node.data.samples import Sample, SiteSamples, samples_of
 from node.data.site import SiteData
 from node.data.source import Scan
-from node.files import replace_file, sync_folder
+from node.data.splits import tables_digest
+from node.memory_store import Index, Kept, MemoryStore, unusable
+from node.settings import SiteSettings
 from protos.messages import Request
-from protos.plan import Record, Split
 from protos.refusals import Refusal, RefusalCode
 
 _cache: SiteCache[SiteSamples] = SiteCache(budget=2**30)  # there may be a rehearsal per step
 
 
-class _Kept(Record):
-    case: str  # its name, for the site's own people
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Index(Record):
-    """What one run keeps, in the order of its samples, and the split under which these were training cases."""
-
-    split: Split
-    cases: tuple[_Kept, ...]
-
-
 class SiteMemory:
     """What a site keeps for one run, below the node's home; see strategies.visit.Memory.
 
-    `data` opens the site's data, which only `keep` needs.
+    `data` opens the site's data, which only `keep` needs. `most` is the site's own limit on the cases that a run keeps,
+    None for none; with 0 both methods raise Refusal (POLICY).
     """
 
-    def __init__(self, home: Path, request: Request, data: Callable[[], SiteData]) -> None:
-        self._home = home
+    def __init__(
+        self, settings: SiteSettings, request: Request, data: Callable[[], SiteData], most: int | None
+    ) -> None:
+        self._settings = settings
         self._request = request
         self._data = data
-        self._folder = home / "memory"
-        self._index = self._folder / f"{request.run}.json"
+        self._most = most
+        self._store = MemoryStore(settings.home)
 
     def keep(self, cases: int, seed: int) -> None:
         """Copy at most `cases` training cases, unless this run keeps some already.
 
         A case's rank follows from the seed and its name alone, so that a case that cannot be read moves no other.
         """
-        if self._index.exists():
+        self._check_allowed()
+        if self._store.keeps(self._request.run):
             return
-        folder = self._folder / "cases"
-        for made in (self._folder, folder):  # the mode is that of the last one made
-            made.mkdir(mode=0o700, parents=True, exist_ok=True)
-        scans = self._data().training_scans(lambda name: hashlib.sha256(_bytes(f"{seed}:{name}")).digest())
-        kept = []
-        for scan in islice(scans, cases):
-            data = _packed(scan)
-            digest = hashlib.sha256(data).hexdigest()
-            if not (path := self._case(digest)).exists():
-                replace_file(path, data)
-            kept.append(_Kept(case=_bytes(scan.name).decode(errors="replace"), sha256=digest))
-        sync_folder(folder)
-        replace_file(self._index, _Index(split=self._request.plan.split, cases=tuple(kept)).model_dump_json().encode())
-        sync_folder(self._folder)
-        sync_folder(self._home)
+        data = self._data()
+        scans = data.training_scans(lambda name: hashlib.sha256(_bytes(f"{seed}:{name}")).digest())
+        with self._store.writing():
+            kept = tuple(
+                Kept(case=_bytes(scan.name).decode(errors="replace"), sha256=self._store.put(_packed(scan)))
+                for scan in islice(scans, cases if self._most is None else min(cases, self._most))
+            )
+            if kept or not cases:  # else the visit ends for want of cases, and a later one may find some
+                now, split = datetime.now(UTC), self._request.plan.split
+                self._store.write(self._request.run, Index(kept=now, split=split, tables=data.tables, cases=kept))
 
     def samples(self) -> SiteSamples:
-        """The samples of the cases kept, decoded once; none if there are none.
+        """The samples of the cases kept, decoded once.
 
-        Raises Refusal if what was kept is damaged, or was chosen under another split, where a case that is kept may be
-        a test case.
+        Raises Refusal (MEMORY) if nothing was ever kept, if some of it was removed or damaged, or if it was chosen
+        under another split, or by other tables of the site, where a case that is kept may be a test case.
         """
-        task, augment = self._request.plan.task, self._request.plan.training.augment
-        try:
-            index = _Index.model_validate_json(self._index.read_bytes())
-        except FileNotFoundError:
-            return SiteSamples([], task, augment)
-        except (ValidationError, OSError) as error:
-            raise _unusable(self._index, "is damaged") from error
-        if index.split != self._request.plan.split:
-            raise _unusable(self._index, "was kept under another split of the cases")
-        key = (self._index, index, task, augment)
-        return _cache.get(key, lambda: SiteSamples(self._decoded(index), task, augment))
+        self._check_allowed()
+        plan = self._request.plan
+        index = self._store.index(self._request.run)
+        whose = self._settings.home / "memory"
+        if index.split != plan.split:
+            raise unusable(whose, "was kept under another split of the cases", remedy="")
+        if index.tables != tables_digest(self._settings.data, plan.split):
+            raise unusable(whose, "was kept before a CSV file was changed that the split follows", "restore that file, or ")
+        self._store.check_there(index)
+        key = (self._settings.home, self._request.run, index, plan.task, plan.training.augment)
+        return _cache.get(key, lambda: SiteSamples(self._decoded(index), plan.task, plan.training.augment))
 
-    def _decoded(self, index: _Index) -> list[Sample]:
-        return [sample for kept in index.cases for sample in samples_of(self._read(kept), self._request.plan.task)]
+    def _check_allowed(self) -> None:
+        if self._most == 0:
+            raise Refusal(RefusalCode.POLICY, "The policy's memory.cases is 0, so there is no rehearsal here.")
 
-    def _read(self, kept: _Kept) -> Scan:
-        path = self._case(kept.sha256)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise _unusable(path, f"cannot be read ({type(error).__name__})") from error
-        if hashlib.sha256(data).hexdigest() != kept.sha256:
-            raise _unusable(path, "is damaged")
-        arrays = load(data)
+    def _decoded(self, index: Index) -> list[Sample]:
+        return [sample for kept in index.cases for sample in samples_of(self._scan(kept), self._request.plan.task)]
+
+    def _scan(self, kept: Kept) -> Scan:
+        arrays = load(self._store.read(kept))
         return Scan(kept.case, arrays["image"], arrays["label"], tuple(arrays["spacing"].tolist()))
-
-    def _case(self, digest: str) -> Path:
-        return self._folder / "cases" / f"{digest}.safetensors"
 
 
 def _packed(scan: Scan) -> bytes:
@@ -120,10 +96,3 @@ def _packed(scan: Scan) -> bytes:
 def _bytes(name: str) -> bytes:
     """A file's name may hold bytes that are no text."""
     return name.encode(errors="surrogatepass")
-
-
-def _unusable(path: Path, why: str) -> Refusal:
-    return Refusal(
-        RefusalCode.SITE_DATA,
-        f"The site's memory {path} {why}; restore it from a backup or begin the run anew.",
-    )

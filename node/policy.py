@@ -6,6 +6,7 @@
     # names, or patterns, of metrics that may leave; whoever declares another one is refused
     metrics: [samples, steps, "loss*", "dsc*", "asd*", cases, both_empty, penalised, train, val, test]
     updates: {clip: 1.0, noise: 1.1, delta: 1.0e-5, epsilon: 8.0}  # how gradients are protected, see node/privacy.py
+    memory: {cases: 10}               # training cases that a run may keep for rehearsal; 0: no rehearsal
 
 A key that is left out does not narrow; without the file everything goes as declared; a file that cannot be read or
 understood refuses everything.
@@ -13,11 +14,13 @@ understood refuses everything.
 
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Annotated
 
 import yaml
 from pydantic import ByteSize, Field, ValidationError
 
 from node.privacy import Updates
+from node.updates import beside_updates
 from protos import strict_yaml
 from protos.declaration import Declaration
 from protos.handover import HandoverSchema, Kind
@@ -25,6 +28,12 @@ from protos.plan import Record
 from protos.refusals import Refusal, RefusalCode
 
 FILE = "policy.yaml"
+
+
+class MemoryLimit(Record):
+    """`cases`: the most that one run may keep at the site for rehearsal; 0 refuses rehearsal."""
+
+    cases: Annotated[int, Field(ge=0)]
 
 
 class Policy(Record):
@@ -35,6 +44,7 @@ class Policy(Record):
     max_bytes: ByteSize | dict[Kind, ByteSize] | None = Field(default=None, union_mode="left_to_right")
     metrics: tuple[str, ...] | None = None
     updates: Updates | None = None
+    memory: MemoryLimit | None = None
 
     @classmethod
     def of(cls, home: Path) -> "Policy":
@@ -73,6 +83,12 @@ class Policy(Record):
             raise Refusal(RefusalCode.POLICY, f"The policy's strategies do not include {strategy!r}.")
         if declared.handover is not None:
             self._check(declared.handover)
+            if self.updates is not None and self.updates.only and (others := beside_updates(declared)):
+                raise Refusal(
+                    RefusalCode.POLICY,
+                    f"The policy's updates allow nothing but protected updates, and {others[0]} is none; "
+                    "updates.only: false would let it leave, unprotected.",
+                )
         if kept := [name for name in sorted(declared.metrics) if not self._lets_out(name)]:
             raise Refusal(RefusalCode.POLICY, f"The policy's metrics do not include {', '.join(kept)}.")
         return declared

@@ -17,13 +17,15 @@ class Updates(Record):
     """What a site's policy asks of every update, see docs/privacy.md.
 
     `clip` bounds the L2 norm of what one sample adds; `noise` is the standard deviation in units of `clip`, 0 for
-    clipping alone; `epsilon`, at `delta`, is the most that all noised updates together may come to.
+    clipping alone; `epsilon`, at `delta`, is the most that all noised updates together may come to. With `only` nothing
+    else that is learnt may leave: weights after a step, or an optimizer's state, are a gradient too.
     """
 
     clip: Annotated[float, Field(gt=0, le=1e6)]
     noise: Annotated[float, Field(ge=0, le=1000)] = 0.0
     delta: Annotated[float, Field(gt=0, le=0.01)] | None = None
     epsilon: Annotated[float, Field(gt=0)] | None = None
+    only: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

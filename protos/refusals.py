@@ -20,6 +20,7 @@ class RefusalCode(IntEnum):
     HANDOVER = 1008
     OTHER_HANDOVER = 1009
     NOT_THE_SCHEMA = 1010
+    ARGS = 1014
     # the site's policy, on either way
     POLICY = 1011
     POLICY_UNREADABLE = 1012
@@ -39,6 +40,7 @@ class RefusalCode(IntEnum):
     SETTINGS = 1035
     GUARD = 1036
     DIVERGED = 1037
+    MEMORY = 1038
 
 
 _SENTENCES = MappingProxyType(
@@ -54,6 +56,7 @@ _SENTENCES = MappingProxyType(
         RefusalCode.HANDOVER: "The handover that arrived differs from its manifest: it was damaged or altered.",
         RefusalCode.OTHER_HANDOVER: "The manifest belongs to another run, stop, site or strategy than the request.",
         RefusalCode.NOT_THE_SCHEMA: "The handover that arrived does not hold exactly the strategy's tensors.",
+        RefusalCode.ARGS: "The request's args are not exactly those that the strategy takes, each within its bounds.",
         RefusalCode.POLICY: "The site's own policy forbids it; the site's policy.yaml and ledger say what.",
         RefusalCode.POLICY_UNREADABLE: "The site's policy.yaml cannot be read, so nothing may leave; mend it there.",
         RefusalCode.PRIVACY_BUDGET: "The site's privacy budget for updates is spent; its people decide in its "
@@ -75,6 +78,8 @@ _SENTENCES = MappingProxyType(
         RefusalCode.GUARD: "The node's guard failed, so nothing may cross; this is a fault in Locum, please report it.",
         RefusalCode.DIVERGED: "Training diverged at the site: its loss is no longer finite; a smaller training.lr may "
         "help.",
+        RefusalCode.MEMORY: "The cases that the site keeps for rehearsal are missing, forgotten, damaged or no longer "
+        "to be used; `locum-node memory` at the site and the node's log say what.",
     }
 )
 

@@ -31,7 +31,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Ask:
-    """What a round asks of one site: the handover to send and the strategy's own scalars."""
+    """What a round asks of one site: the handover to send and the strategy's own scalars.
+
+    The site's guard refuses any but those that Strategy.takes names, each within its bounds.
+    """
 
     handover: Handover
     args: Mapping[str, int | float]

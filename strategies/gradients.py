@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from protos.declaration import Declaration
+from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema, Kind
 from strategies.data import Batch
 from strategies.gathering import Reply
@@ -22,6 +22,16 @@ def update_declaration(strategy: Strategy) -> Declaration:
         parameters = dict(strategy.network().named_parameters())
     updates = {f"{UPDATE}{name}": spec for name, spec in specs(parameters).items()}
     return Declaration(HandoverSchema({Kind.WEIGHTS: updates}), {"samples": COUNT, "loss": LOSS})
+
+
+def update_args(updates: int, count: int) -> dict[str, Bound]:
+    """What a request for an update says: which of `updates`, over how many samples, at most `count`, from where on."""
+    updates = max(1, updates)
+    return {
+        "position": Bound(0, updates * count, whole=True),
+        "count": Bound(1, count, whole=True),
+        "update": Bound(0, updates - 1, whole=True),
+    }
 
 
 def update(

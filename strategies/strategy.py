@@ -81,6 +81,10 @@ class Strategy:
         """All that a site is sent for `action`."""
         return self.schema()
 
+    def takes(self, action: str) -> Mapping[str, Bound]:
+        """Exactly the scalars that a request for `action` brings, see Ask.args; none, unless overridden."""
+        return {}
+
     def declares(self, action: str) -> Declaration:
         """All that a site's reply to `action` may hold."""
         return Declaration(self.schema(), VISIT_METRICS)

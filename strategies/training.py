@@ -11,6 +11,7 @@ from strategies.data import Batch
 from strategies.visit import Visit, seeded
 
 OPTIMIZER = "optimizer/"  # marks a tensor as the state of an optimizer
+MOST_SAMPLES = 10**9  # of a site
 
 
 def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
@@ -32,6 +33,11 @@ def visit_steps(training: Training, samples: int) -> int:
     if training.epochs is None:
         return training.steps
     return -(-samples * training.epochs // training.batch_size)
+
+
+def most_steps(training: Training) -> int:
+    """The steps of a visit to the largest site that there may be, and so the most of any visit."""
+    return visit_steps(training, MOST_SAMPLES)
 
 
 def learning_rate(training: Training, step: int, steps: int, first: bool) -> float:

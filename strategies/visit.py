@@ -36,7 +36,7 @@ class Memory(Protocol):
         ...
 
     def samples(self) -> Samples:
-        """The samples of the cases kept, augmented as training samples are; none where nothing was kept."""
+        """The samples of the cases kept, augmented as training samples are; raises where `keep` was never called."""
         ...
 
 

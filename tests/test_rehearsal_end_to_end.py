@@ -20,12 +20,15 @@ from coordinator.report import write_report
 from coordinator.simulate import carry_out
 from coordinator.skipping import skip
 from node.data.cache import SiteCache
+from node.data.samples import SiteSamples
 from node.data.site import SiteData
+from node.memory_store import MemoryStore
 from node.phantoms import write_phantoms
 from node.settings import SiteSettings
 from protos.handover import HandoverSchema
 from protos.messages import SCORE, VISIT, read_handover
 from protos.plan import PhantomSite, Plan
+from strategies.data import Batch
 from strategies.registry import strategy_for
 from strategies.strategy import VISIT_METRICS
 from tests.conftest import Desk, outcome
@@ -70,7 +73,13 @@ def traces(data: SiteData) -> set[bytes]:
     for label in (*(scan.label for scan in native), *prepared.label.numpy()):
         for dtype in ("uint8", "int64", "float32"):
             found.add(np.ascontiguousarray(label, dtype).tobytes())
-    return found
+    return found | rows_of(prepared.image)
+
+
+def rows_of(images: torch.Tensor) -> set[bytes]:
+    """The rows of float32 images that are no background alone."""
+    rows = images.numpy().reshape(-1, images.shape[-1])
+    return {row.tobytes() for row in rows if len(np.unique(row)) > 8}
 
 
 def carries(wire: bytes, secrets: Iterable[bytes]) -> bool:
@@ -85,20 +94,30 @@ def site_data(desk: Desk, plan: Plan, number: int, name: str) -> SiteData:
 @every_mode
 def test_no_message_carries_a_case(desk: Desk, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
     tap = Wiretap(monkeypatch)
+    fed: set[bytes] = set()  # what a model was shown: augmented, so that it is no row of a case as it lies there
+    drawn = SiteSamples.batch
+
+    def noted(self: SiteSamples, indices: Any, seeds: Any = None) -> Batch:
+        batch = drawn(self, indices, seeds)
+        fed.update(rows_of(batch.image))
+        return batch
+
+    monkeypatch.setattr(SiteSamples, "batch", noted)
     run = desk.simulate(f"strategy={strategy}")
+    assert len(fed) > 300
     plan = desk.summary(run).plan
     installed = strategy_for(plan)
     stops = installed.itinerary()
     assert stops[2].rehearsing == ("north", "east")
 
-    secrets: set[bytes] = set()
+    secrets: set[bytes] = set(fed)
     for number, name in enumerate(SITES):
         secrets |= traces(site_data(desk, plan, number, name))
         memory = desk.home.folder / "nodes" / name / "memory"
         kept = [path.read_bytes() for path in (memory / "cases").iterdir()]
         assert len(kept) == 3
         assert all(carries(data, secrets) for data in kept)  # what is looked for is what the memory holds
-    assert len(secrets) > 300
+    assert len(secrets - fed) > 300
     assert not carries(bytes(tap.wire), secrets)
     for path in desk.home.folder.rglob("*"):
         if path.is_file() and "nodes" not in path.relative_to(desk.home.folder).parts:
@@ -213,12 +232,55 @@ def test_a_damaged_memory_stops_the_run_and_a_restored_one_lets_it_go_on(
     case = next((desk.home.folder / "nodes" / "north" / "memory" / "cases").iterdir())
     whole = case.read_bytes()
     case.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(VisitFailed, match=rf"^Run {run} failed at stop 1: Site north: .*\[SITE_DATA\]$"):
+    with pytest.raises(VisitFailed, match=rf"^Run {run} failed at stop 1: Site north: .*\[MEMORY\]$"):
         desk.carry_out(run)
     assert f"{case} is damaged; restore it" in caplog.text  # the node's own people learn what to do
     case.write_bytes(whole)
     desk.carry_out(run)
     assert outcome(desk.row(run)) == outcome(desk.row(undisturbed))
+
+
+def lose_all(memory: Path) -> None:
+    shutil.rmtree(memory)
+
+
+def lose_an_index(memory: Path) -> None:
+    next(memory.glob("*.json")).unlink()
+
+
+def lose_a_case(memory: Path) -> None:
+    next((memory / "cases").iterdir()).unlink()
+
+
+def forget_a_case(memory: Path) -> None:
+    store = MemoryStore(memory.parent)
+    (run,) = store.runs()
+    assert store.forget(store.index(run).cases[0].case) == ([run], [])
+
+
+@pytest.mark.parametrize(
+    ("lose", "strategy"),
+    [*zip([lose_all, lose_an_index, lose_a_case, forget_a_case], [*MODES.values()] * 2, strict=True)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_memory_that_is_lost_during_a_run_stops_it(
+    desk: Desk, restart: Callable[[], None], strategy: str, lose: Callable[[Path], None]
+) -> None:
+    """In the middle of a stop, with the cases decoded in the process: nothing is rehearsed on from there."""
+    run = desk.begin(f"strategy={strategy}")
+    lost = []
+
+    def on(event: tuple[Any, ...]) -> None:
+        if event[:2] == ("stepped", 1) and event[2] == "" and event[3] == 2:
+            lose(desk.home.folder / "nodes" / "north" / "memory")
+            lost.append(event)
+
+    for _ in range(2):  # and `resume` does not make little of it
+        with pytest.raises(VisitFailed, match=rf"^Run {run} failed at stop 1: Site north: .*\[MEMORY\]$"):
+            desk.carry_out(run, on)
+        restart()
+    assert len(lost) == 1
+    assert "`locum-node memory`" in desk.row(run).stops[1].error["sentence"]
 
 
 @every_mode

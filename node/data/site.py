@@ -10,7 +10,7 @@ from typing import Literal
 
 from node.data.samples import Prepared, Sample, SiteSamples, TestCase, samples_of
 from node.data.source import Problem, Scan, Source, Unreadable
-from node.data.splits import Part, split_cases
+from node.data.splits import Part, split_cases, tables_digest
 from node.data.stored import Shelf
 from node.settings import SiteSettings
 from protos.plan import Plan, Split, Task
@@ -47,6 +47,7 @@ class SiteData:
         self._in_memory = in_memory
         self._plan = plan
         split = plan.split.at(unseen)
+        self.tables = tables_digest(settings.data, split)  # before they are read: a change meanwhile is a change
         self._source = _source_of(settings, plan.task, split) if source is None else source
         published = None if split.table is None else self._source.part
         parts = split_cases(self._source.names, self._source.patient, split, unseen=unseen, published=published)

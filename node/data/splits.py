@@ -6,12 +6,29 @@ never move another, and so that a patient known under one name at two sites land
 
 import hashlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Literal
 
-from protos.plan import Split
+from protos.plan import CaseTable, Split
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+
+def tables_digest(folder: Path | None, split: Split) -> str:
+    """SHA-256 over the CSV files in a site's folder that `split` reads; one that cannot be read counts as empty.
+
+    None stands for a site without a folder.
+    """
+    digest = hashlib.sha256()
+    for table in (split.table, split.group):
+        if folder is not None and isinstance(table, CaseTable):
+            try:
+                found = (folder / table.csv).read_bytes()
+            except OSError:
+                found = b""
+            digest.update(hashlib.sha256(found).digest())
+    return digest.hexdigest()
 
 
 def part_of(patient: str, split: Split) -> Part:

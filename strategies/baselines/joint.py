@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import torch
 
-from protos.declaration import Declaration
+from protos.declaration import Bound, Declaration
 from protos.handover import Handover
 from strategies.gathering import Ask, Average, Gathering, Reply, Stop
-from strategies.gradients import Descent, add, departure, update, update_declaration
+from strategies.gradients import Descent, add, departure, update, update_args, update_declaration
 from strategies.randomness import Seeds, permutation
 from strategies.strategy import Strategy
-from strategies.training import learning_rate, visit_steps
+from strategies.training import learning_rate, most_steps, visit_steps
 from strategies.visit import Departure, Visit
 
 
@@ -32,6 +32,10 @@ class Joint(Strategy):
     def itinerary(self) -> tuple[Stop, ...]:
         """One stop at which all sites are asked, round after round."""
         return (Stop(0, self.plan.sites, follows=None, action="gradient"),)
+
+    def takes(self, action: str) -> Mapping[str, Bound]:
+        """Which update, over how many samples."""
+        return update_args(most_steps(self.plan.training) * len(self.plan.sites), self.plan.training.batch_size)
 
     def declares(self, action: str) -> Declaration:
         """A gradient."""

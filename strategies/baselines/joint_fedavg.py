@@ -10,11 +10,12 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
+from protos.declaration import Bound
 from protos.handover import Handover, Kind
 from protos.plan import Record
 from strategies.gathering import Ask, Average, Gathering, Reply, Stop
 from strategies.strategy import Strategy
-from strategies.training import learning_rate, stretch, train, visit_steps
+from strategies.training import learning_rate, most_steps, stretch, train, visit_steps
 from strategies.visit import Departure, Visit
 
 
@@ -42,6 +43,17 @@ class JointFedAvg(Strategy):
     def itinerary(self) -> tuple[Stop, ...]:
         """One stop at which all sites are asked, round after round."""
         return (Stop(0, self.plan.sites, follows=None, action="local_steps"),)
+
+    def takes(self, action: str) -> Mapping[str, Bound]:
+        """A stretch of the plan's training: its place, length, batch size and rate."""
+        training = self.plan.training
+        updates = max(1, most_steps(training) * len(self.plan.sites))
+        return {
+            "first_step": Bound(0, updates - 1, whole=True),
+            "steps": Bound(1, self.parameters.local_steps, whole=True),
+            "batch_size": Bound(1, training.batch_size, whole=True),
+            "lr": Bound(0, training.lr),
+        }
 
     def gather(self, stop: Stop, handover: Handover, cases: Mapping[str, int], average: Average) -> Gathering:
         """Send the average round, average what comes back."""

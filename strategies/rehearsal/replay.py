@@ -12,16 +12,17 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from protos.declaration import Declaration
+from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema, Kind
 from protos.plan import Record
 from strategies.gathering import Ask, Average, Gathering, Reply, Stop
-from strategies.gradients import Descent, add, departure, no_update, update, update_declaration
+from strategies.gradients import Descent, add, departure, no_update, update, update_args, update_declaration
 from strategies.strategy import VISIT_METRICS, Strategy, specs
 from strategies.training import (
     OPTIMIZER,
     learning_rate,
     make_optimizer,
+    most_steps,
     optimizer_state,
     restore_optimizer,
     stretch,
@@ -38,7 +39,7 @@ class ReplayParameters(Record):
     """`cases` is the most that a site keeps; None divides what the current site takes over the earlier sites."""
 
     mode: Literal["exact", "interleaved"] = "exact"
-    cases: Annotated[int, Field(ge=0)] = 20
+    cases: Annotated[int, Field(ge=0, le=20)] = 20
     weighting: Literal["equal", "counts"] = "equal"  # exact: Eq. 2, or the authors' pool of current and kept cases
     memory_batch: Count | None = None  # exact: samples of each earlier site per update
     local_steps: Count = 10  # interleaved: at the current site before the weights go round the earlier ones
@@ -88,6 +89,20 @@ class Replay(Strategy):
         """The weights and, where it travels, the optimizer's state."""
         weights = dict(super().arrives(action).tensors[Kind.WEIGHTS])
         return HandoverSchema({Kind.WEIGHTS: weights | specs(self.fresh_optimizer())})
+
+    def takes(self, action: str) -> Mapping[str, Bound]:
+        """Whether to rehearse, and which update over how many samples, or which steps at which rate."""
+        training, parameters = self.plan.training, self.parameters
+        most = max(1, most_steps(training))
+        rehearse = {"rehearse": Bound(0, 1, whole=True)}
+        if self._exact:
+            return rehearse | update_args(most, max(training.batch_size, parameters.memory_batch or 0))
+        memory_steps = parameters.memory_steps or parameters.local_steps
+        return rehearse | {
+            "position": Bound(0, most * max(1, memory_steps), whole=True),
+            "steps": Bound(1, max(most, memory_steps), whole=True),
+            "lr": Bound(0, training.lr),
+        }
 
     def declares(self, action: str) -> Declaration:
         """A gradient, or the weights after a few steps, with the optimizer's state where it travels."""

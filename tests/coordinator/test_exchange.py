@@ -36,6 +36,10 @@ def request(site: str) -> Request:
     return Request(run="run-1", site=site, plan=PLAN)
 
 
+def describe(site: str, samples: int = 0) -> Question:
+    return Question(DESCRIBE, request(site).model_copy(update={"args": {"samples": samples}}))
+
+
 def visit(site: str) -> Question:
     return Question(VISIT, request(site), STRATEGY.first_handover(), STRATEGY.schema())
 
@@ -75,7 +79,7 @@ def test_answers_come_in_the_order_of_the_questions_and_few_are_in_flight(tmp_pa
         nonlocal taken
         for site in asked:
             taken += 1
-            yield Question(DESCRIBE, request(site))
+            yield describe(site)
 
     answered = []
     for answer in Exchange(grid, in_flight).ask(questions()):
@@ -88,8 +92,7 @@ def test_answers_come_in_the_order_of_the_questions_and_few_are_in_flight(tmp_pa
 
 def test_what_a_site_has_is_counted_in_cases_and_samples(tmp_path):
     exchange = Exchange(InProcessGrid(settings(tmp_path), Listener()), 1)
-    asked = request("north").model_copy(update={"args": {"samples": 1}})
-    (answer,) = exchange.ask([Question(DESCRIBE, asked)])
+    (answer,) = exchange.ask([describe("north", samples=1)])
     assert isinstance(answer, Answer)
     assert sum(answer.metrics[part] for part in ("train", "val", "test")) == 6
     assert answer.metrics["samples"] == answer.metrics["train"]
@@ -97,7 +100,7 @@ def test_what_a_site_has_is_counted_in_cases_and_samples(tmp_path):
 
 def test_a_site_without_a_node_does_not_stop_the_others(tmp_path):
     exchange = Exchange(InProcessGrid(settings(tmp_path)[:2], Listener()), 2)
-    north, south, east = exchange.ask(Question(DESCRIBE, request(site)) for site in ("north", "south", "east"))
+    north, south, east = exchange.ask(describe(site) for site in ("north", "south", "east"))
     assert isinstance(north, Answer)
     assert isinstance(east, Answer)
     assert isinstance(south, SiteFailure)
@@ -218,7 +221,7 @@ def test_only_numbers_are_metrics(tmp_path):
         return reply
 
     grid.tamper = lists
-    (answer,) = Exchange(grid, 1).ask([Question(DESCRIBE, request("north"))])
+    (answer,) = Exchange(grid, 1).ask([describe("north")])
     assert isinstance(answer, Answer)
     assert answer.metrics == {"test": 4}
 
@@ -236,7 +239,7 @@ def test_only_numbers_are_metrics(tmp_path):
 def test_an_error_reply_is_told_in_our_own_words(tmp_path, code, reason, name, said):
     grid = TamperingGrid(settings(tmp_path), Listener())
     grid.tamper = lambda reply: Message(Error(int(code), reason), reply_to=reply)
-    (answer,) = Exchange(grid, 1).ask([Question(DESCRIBE, request("north"))])
+    (answer,) = Exchange(grid, 1).ask([describe("north")])
     assert isinstance(answer, SiteFailure)
     assert answer.code == name
     assert said in answer.sentence
@@ -255,7 +258,7 @@ def test_a_grid_that_is_slow_to_answer_is_waited_for(tmp_path, monkeypatch):
             return super().pull_messages(message_ids) if self.asked % 5 == 0 else iter(())
 
     grid = SlowGrid(settings(tmp_path), Listener())
-    answers = list(Exchange(grid, 2).ask(Question(DESCRIBE, request(site)) for site in SITES))
+    answers = list(Exchange(grid, 2).ask(describe(site) for site in SITES))
     assert [answer.site for answer in answers] == list(SITES)
     assert grid.asked == 15
 

@@ -56,11 +56,11 @@ def node(tmp_path: Path) -> Node:
 
 
 def test_describes_its_cases_and_on_demand_its_samples(node: Node) -> None:
-    counts = node.ask(DESCRIBE).content["metrics"]
+    counts = node.ask(DESCRIBE, args={"samples": 0}).content["metrics"]
     assert sum(counts[part] for part in ("train", "val", "test")) == 12
     assert "samples" not in counts
     assert node.ask(DESCRIBE, args={"samples": 1}).content["metrics"]["samples"] == counts["train"]
-    assert node.ask(DESCRIBE, unseen=True).content["metrics"]["test"] == 12
+    assert node.ask(DESCRIBE, args={"samples": 0}, unseen=True).content["metrics"]["test"] == 12
 
 
 def test_a_visit_returns_trained_weights_and_leaves_checkpoints_until_it_is_scored(node: Node) -> None:

@@ -1,5 +1,6 @@
 """Nothing but what was declared leaves a site: honest work passes, and every attack is refused or disarmed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,7 @@ def test_what_declare_refuses_is_refused(node: Node, monkeypatch: pytest.MonkeyP
             raise Refusal(RefusalCode.UNKNOWN_STRATEGY, "no strategy 'finetuna'")
 
         leaves = Declaration(None, {})
+        args: Mapping[str, Bound] = {}
 
     node.exchange = Unknown()
     assert node.ask().error.code == RefusalCode.UNKNOWN_STRATEGY

@@ -1,10 +1,12 @@
-"""A site's memory: training cases only, chosen once by the seed, copied whole, checked when they are read."""
+"""A site's memory: training cases only, chosen once by the seed, copied whole, checked whenever it is asked for."""
 
 import json
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +14,18 @@ import torch
 
 import node.files
 from node import memory as memory_module
+from node import memory_store
 from node.data.cache import SiteCache
 from node.data.samples import SiteSamples
 from node.data.site import SiteData
 from node.data.source import Problem, Scan, Unreadable
 from node.data.splits import part_of
 from node.memory import SiteMemory
+from node.memory_store import MemoryStore
+from node.phantoms import write_phantoms
 from node.settings import SiteSettings
 from protos.messages import Request
-from protos.plan import PhantomSite, Plan
+from protos.plan import PhantomSite, Plan, Split, Task
 from protos.refusals import Refusal, RefusalCode
 
 PLAN = Plan.model_validate(
@@ -70,12 +75,14 @@ class Site:
 
     def data(self) -> SiteData:
         self.opened += 1
-        settings = SiteSettings(name="north", home=self.home, phantom=PhantomSite(task="organ"))
-        return SiteData(settings, PLAN, source=self.source)
+        return SiteData(self.settings, PLAN, source=self.source)
 
-    def memory(self, run: str = "run-1", plan: Plan = PLAN) -> SiteMemory:
-        request = Request(run=run, site="north", plan=plan)
-        return SiteMemory(self.home, request, self.data)
+    @property
+    def settings(self) -> SiteSettings:
+        return SiteSettings(name="north", home=self.home, phantom=PhantomSite(task="organ"))
+
+    def memory(self, run: str = "run-1", plan: Plan = PLAN, most: int | None = None) -> SiteMemory:
+        return SiteMemory(self.settings, Request(run=run, site="north", plan=plan), self.data, most)
 
     def kept(self, run: str = "run-1") -> list[str]:
         index = json.loads((self.home / "memory" / f"{run}.json").read_text())
@@ -106,10 +113,44 @@ def training(names: tuple[str, ...]) -> set[str]:
     return {name for name in names if part_of(name, PLAN.split) == "train"}
 
 
-def test_nothing_is_kept_before_it_is_asked_for(site: Site) -> None:
-    assert len(site.memory().samples()) == 0
+def refused(memory: SiteMemory) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        memory.samples()
+    return caught.value
+
+
+def test_what_was_never_kept_or_is_lost_is_no_empty_memory(site: Site) -> None:
+    assert_one_sentence(refused(site.memory()), "run-1.json")
     assert site.opened == 0
     assert not site.home.exists()
+    site.memory().keep(2, seed=7)
+    shutil.rmtree(site.home / "memory")
+    assert_one_sentence(refused(site.memory()), "run-1.json")
+
+
+def test_a_site_that_has_no_case_today_keeps_some_when_it_has(tmp_path: Path) -> None:
+    """An archive may be out of reach for a while."""
+    site = Site(tmp_path, Shelf(broken=frozenset(Shelf().names)))
+    site.memory().keep(2, seed=7)
+    assert "is missing" in refused(site.memory()).detail
+    site.source = Shelf()
+    site.memory().keep(2, seed=7)
+    assert len(site.memory().samples()) == 2
+
+
+def test_the_sites_own_limit_narrows_and_nothing_forbids_rehearsal(site: Site) -> None:
+    site.memory("run-1", most=3).keep(5, seed=7)
+    site.memory("run-2", most=3).keep(2, seed=7)
+    assert [len(site.kept(run)) for run in ("run-1", "run-2")] == [3, 2]
+    for forbidden in (
+        lambda: site.memory("run-3", most=0).keep(5, seed=7),
+        lambda: site.memory("run-1", most=0).samples(),
+    ):
+        with pytest.raises(Refusal, match=r"memory\.cases is 0") as caught:
+            forbidden()
+        assert caught.value.code == RefusalCode.POLICY
+    assert not (site.home / "memory" / "run-3.json").exists()
+    assert len(site.memory("run-1", most=1).samples()) == 3  # what is kept already, stays
 
 
 @pytest.mark.parametrize("cases", [0, 1, 5, 400])
@@ -169,7 +210,7 @@ def test_a_case_that_cannot_be_read_makes_room_and_moves_no_other(tmp_path: Path
 def test_runs_do_not_see_each_others_memory_and_share_files(site: Site) -> None:
     site.memory("run-1").keep(400, seed=7)
     files = site.files
-    assert len(site.memory("run-2").samples()) == 0
+    assert "run-2.json is missing" in refused(site.memory("run-2")).detail
     site.memory("run-2").keep(2, seed=1)
     assert len(site.memory("run-2").samples()) == 2
     assert site.files == files
@@ -189,9 +230,17 @@ def test_the_memory_outlasts_the_sites_data_and_the_process(site: Site, restart:
 def test_cases_are_decoded_once_and_not_per_round(site: Site) -> None:
     site.memory().keep(4, seed=7)
     first = site.memory().samples()
-    for path in site.files:
-        path.unlink()
     assert site.memory().samples() is first
+
+
+def test_a_case_that_is_removed_meanwhile_is_not_rehearsed_on(site: Site) -> None:
+    site.memory().keep(4, seed=7)
+    site.memory().samples()
+    (gone, *_) = site.files
+    gone.unlink()
+    refusal = refused(site.memory())
+    assert_one_sentence(refusal, gone.name)
+    assert "is missing" in refusal.detail
 
 
 def test_the_store_is_the_owners_alone(site: Site) -> None:
@@ -209,14 +258,48 @@ def test_a_crash_before_the_index_is_written_leaves_nothing_kept(site: Site, mon
         real(path, data)
 
     real = node.files.replace_file
-    monkeypatch.setattr(memory_module, "replace_file", crash)
+    monkeypatch.setattr(memory_store, "replace_file", crash)
     with pytest.raises(KeyboardInterrupt):
         site.memory().keep(3, seed=7)
-    assert len(site.memory().samples()) == 0
-    monkeypatch.setattr(memory_module, "replace_file", real)
+    assert "is missing" in refused(site.memory()).detail
+    monkeypatch.setattr(memory_store, "replace_file", real)
     site.memory().keep(3, seed=7)
     assert len(site.memory().samples()) == 3
     assert len(site.files) == 3
+
+
+def test_half_written_files_of_a_killed_process_are_cleared_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            site.memory().keep(3, seed=7)
+    (site.home / "memory" / ".new-index").touch()
+    assert [path.name.startswith(".new-") for path in site.files] == [True]
+    site.memory().keep(3, seed=7)
+    assert len(site.files) == 3
+    assert sorted(path.name for path in (site.home / "memory").iterdir()) == ["cases", "run-1.json"]
+
+
+def test_nobody_clears_away_what_another_is_writing(site: Site) -> None:
+    """The second waits for the first, whose half written file is still there."""
+    order: list[str] = []
+
+    def second() -> None:
+        with MemoryStore(site.home).writing():
+            order.append("second")
+
+    with MemoryStore(site.home).writing():
+        (half := site.home / "memory" / "cases" / ".new-half").touch()
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(timeout=0.2)
+        order.append("first" if half.exists() else "lost")
+    thread.join()
+    assert order == ["first", "second"]
+    assert not half.exists()
 
 
 def flip_a_bit(path: Path) -> None:
@@ -246,9 +329,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 def test_a_damaged_case_is_refused_in_one_sentence(site: Site, damage: str) -> None:
     site.memory().keep(3, seed=7)
     DAMAGE[damage](site.files[1])
-    with pytest.raises(Refusal) as caught:
-        site.memory().samples()
-    assert_one_sentence(caught.value, site.files[1].name if damage != "gone" else ".safetensors")
+    assert_one_sentence(refused(site.memory()), site.files[1].name if damage != "gone" else ".safetensors")
 
 
 @pytest.mark.parametrize("damage", ["cut", "folder", "nonsense"])
@@ -259,18 +340,53 @@ def test_a_damaged_index_is_refused_in_one_sentence(site: Site, damage: str) -> 
         index.write_text(index.read_text().replace('"sha256":"', '"sha256":"../../'))
     else:
         DAMAGE[damage](index)
-    with pytest.raises(Refusal) as caught:
-        site.memory().samples()
-    assert_one_sentence(caught.value, "run-1.json")
+    assert_one_sentence(refused(site.memory()), "run-1.json")
 
 
 def test_under_another_split_what_was_kept_is_refused(site: Site) -> None:
     """Under another seed of the split a case that was kept may be a test case."""
     site.memory().keep(3, seed=7)
     other = PLAN.model_copy(update={"split": PLAN.split.model_copy(update={"seed": 1})})
-    with pytest.raises(Refusal, match="another split") as caught:
-        site.memory(plan=other).samples()
-    assert_one_sentence(caught.value, "run-1.json")
+    refusal = refused(site.memory(plan=other))
+    assert_one_sentence(refusal, "memory")
+    assert "another split" in refusal.detail
+
+
+TABLES: dict[str, dict[str, Any]] = {
+    "parts": {"table": {"csv": "parts.csv"}},
+    "patients": {"group": {"csv": "parts.csv", "column": "part"}},
+}
+
+
+@pytest.mark.parametrize("split", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("when", ["while the site is open", "later", "gone"])
+def test_when_the_sites_own_table_changes_what_was_kept_is_refused(
+    tmp_path: Path, split: dict[str, Any], when: str
+) -> None:
+    folder, task = tmp_path / "north", Task(size=(16, 16), classes=("background", "organ"))
+    write_phantoms(PhantomSite(task="organ", cases=8, size=16), task, folder)
+    names = sorted(path.stem for path in (folder / "images").iterdir())
+
+    def write(training: Sequence[str]) -> None:
+        rows = (f"{name},{'train' if name in training else 'test'}\n" for name in names)
+        (folder / "parts.csv").write_text("case,part\n" + "".join(rows))
+
+    plan = PLAN.model_copy(update={"split": Split.model_validate(split)})
+    settings = SiteSettings(name="north", home=tmp_path / "home", data=folder, labels={0: "background", 1: "organ"})
+    memory = SiteMemory(settings, Request(run="run-1", site="north", plan=plan), lambda: data, most=None)
+    write(names[:4])
+    data = SiteData(settings, plan)
+    if when != "while the site is open":
+        memory.keep(2, seed=7)
+        assert len(memory.samples()) == 2
+    write(names[4:])
+    if when == "while the site is open":
+        memory.keep(2, seed=7)
+    if when == "gone":
+        (folder / "parts.csv").unlink()
+    refusal = refused(memory)
+    assert_one_sentence(refusal, "memory")
+    assert "CSV file" in refusal.detail
 
 
 def test_a_copied_home_is_a_memory_too(site: Site, tmp_path: Path) -> None:
@@ -280,7 +396,7 @@ def test_a_copied_home_is_a_memory_too(site: Site, tmp_path: Path) -> None:
 
 
 def assert_one_sentence(refusal: Refusal, name: str) -> None:
-    assert refusal.code == RefusalCode.SITE_DATA
+    assert refusal.code == RefusalCode.MEMORY
     assert name in refusal.detail
     assert refusal.detail.endswith(".")
     assert len(refusal.detail.splitlines()) == 1

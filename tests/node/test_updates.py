@@ -20,7 +20,7 @@ from node.privacy import epsilon
 from node.updates import KEY_FILE, SiteNoise, noise_key
 from protos.declaration import Declaration
 from protos.handover import Handover, HandoverSchema, Kind
-from protos.messages import VISIT, Request, pack_reply, read_handover
+from protos.messages import DESCRIBE, SCORE, VISIT, Request, pack_reply, read_handover
 from protos.plan import StrategyChoice
 from protos.refusals import RefusalCode
 from strategies.baselines.joint import Joint
@@ -32,7 +32,7 @@ from tests.node.test_app import PLAN, Node
 
 JOINT = PLAN.model_copy(update={"strategy": StrategyChoice(name="joint")})
 FIRST = strategy_for(JOINT).first_handover()
-ARGS = {"position": 0, "count": 4, "update": 0}
+ARGS = {"position": 0, "count": 2, "update": 0}
 CLIPPED = "updates: {clip: 0.001}"
 NOISED = "updates: {clip: 0.001, noise: 20, delta: 1.0e-5}"
 
@@ -117,11 +117,45 @@ def test_the_same_request_has_the_same_answer_and_any_other_has_noise_of_its_own
     assert [release["releases"] for release in hospital.releases()][-1] == {"20.0": 6, "20.001": 1}  # repeats count
 
 
-def test_what_is_no_update_is_left_as_it_is(hospital: Hospital) -> None:
+def visit(hospital: Hospital, strategy: str, **parameters: Any) -> Message:
+    """The first request of the first stop, as the coordinator would make it."""
+    plan = PLAN.model_copy(update={"strategy": StrategyChoice(name=strategy, **parameters)})
+    installed = strategy_for(plan)
+    stop = installed.itinerary()[0]
+    gathering = installed.gather(stop, installed.first_handover(), {"north": 8}, lambda replies: Handover())
+    ((_, ask),) = gathering.asks(0)
+    return hospital.ask(VISIT, ask.handover, plan=plan, action=stop.action, args=dict(ask.args))
+
+
+UNPROTECTED: list[dict[str, Any]] = [
+    {"strategy": "finetune"},
+    {"strategy": "joint-fedavg"},
+    {"strategy": "ewc"},
+    {"strategy": "replay", "mode": "interleaved", "local_steps": 1},  # weights after one step are a gradient
+    {"strategy": "replay", "mode": "interleaved", "local_steps": 1, "optimizer": "resets"},
+]
+
+
+@pytest.mark.parametrize("choice", UNPROTECTED, ids=lambda choice: "-".join(map(str, choice.values())))
+@pytest.mark.parametrize("policy", [CLIPPED, NOISED], ids=["clipped", "noised"])
+def test_nothing_else_that_is_learnt_leaves_unless_the_policy_says_so(
+    hospital: Hospital, policy: str, choice: dict[str, Any]
+) -> None:
+    hospital.policy(policy)
+    assert visit(hospital, **choice).error.code == RefusalCode.POLICY
+    assert hospital.crossings() == [("in", "refused", "POLICY")]  # on the way in: no work was done
+    (entry,) = hospital.ledger().entries()
+    assert "updates.only: false" in entry.detail
+    hospital.policy(f"{policy[:-1]}, only: false}}")
+    assert set(visit(hospital, **choice).content["metrics"]) >= {"samples", "steps", "loss_last"}
+    assert hospital.releases() == []  # epsilon does not speak of it
+
+
+def test_updates_alone_do_not_keep_a_site_from_scoring_and_describing(hospital: Hospital) -> None:
     hospital.policy(NOISED)
-    reply = hospital.ask(VISIT, strategy_for(PLAN).first_handover())
-    assert set(reply.content["metrics"]) == {"samples", "steps", "loss_first", "loss_last"}
-    assert hospital.releases() == []
+    assert hospital.ask(SCORE, strategy_for(PLAN).first_handover()).has_content()
+    assert hospital.ask(DESCRIBE, args={"samples": 1}).has_content()
+    assert visit(hospital, "replay").has_content()
 
 
 # What does not

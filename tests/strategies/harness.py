@@ -1,7 +1,7 @@
 """A conductor in miniature: the same walk as coordinator/conductor.py, on samples in memory and a shelf for a store.
 
-Whatever crosses between sites goes through bytes, every answer is held against the strategy's declaration, and every
-answer is given by a strategy object of its own, as at a node.
+Whatever crosses between sites goes through bytes, every request and answer is held against what the strategy declares,
+and every answer is given by a strategy object of its own, as at a node.
 """
 
 import math
@@ -153,7 +153,7 @@ class ShelvedMemory:
 
     def samples(self) -> Some:
         """See strategies.visit.Memory."""
-        return Some(self.train, self.shelf.memories.get(self.site, ()))
+        return Some(self.train, self.shelf.memories[self.site])
 
 
 def conduct(
@@ -200,6 +200,9 @@ def conduct(
 def answer(plan: Plan, stop: Stop, site: str, ask: Ask, samples: Blobs, slot: Slot, pulse: Callable[[], None]) -> Reply:
     """What the site returns, held against what the strategy declares."""
     strategy = strategy_for(plan)
+    args = strategy.takes(stop.action)
+    assert ask.args.keys() == args.keys()
+    assert all(args[name].holds(value) for name, value in ask.args.items()), ask.args
     departure = strategy.visit(
         Visit(
             action=stop.action,

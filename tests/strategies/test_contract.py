@@ -16,6 +16,7 @@ from strategies import networks
 from strategies.randomness import Seeds, derive
 from strategies.registry import STRATEGIES, UnknownStrategy, strategy_class, strategy_for
 from strategies.strategy import UnknownParameter
+from tests.strategies import harness
 from tests.strategies.harness import CPU, Blobs, Shelf, Slot, answer, conduct, digests, make_plan, make_sites
 
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
@@ -124,6 +125,35 @@ def test_only_declared_artifacts_leave(name: str, dims: Any) -> None:
         assert {kind for kind, _, _ in handover.items()} <= strategy.carries
         assert Handover.from_bytes(handover.to_bytes()) == handover
         assert handover != strategy.first_handover()
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"steps": 7, "batch_size": 3, "lr_step": 2},
+        {"epochs": 2, "batch_size": 4, "lr_step": 1, "lr_decay_visits": "first"},
+        {"steps": 1, "batch_size": 1, "lr": 0.0},
+    ],
+    ids=["steps", "epochs", "least"],
+)
+@every_strategy
+def test_every_request_is_within_the_declared_args(name: str, training: dict[str, Any]) -> None:
+    """Also with sites of very unequal size, in every round, and whatever the order of magnitude of the parameters."""
+    kinds: list[dict[str, Any]] = [{}, dict(harness.VIVID.get(name, {}))]
+    if name == "replay":
+        kinds += [{"memory_batch": 9}, *({"mode": "interleaved", "local_steps": n, "memory_steps": m} for n in (1, 9)
+                                         for m in (None, 5))]  # fmt: skip
+    for parameters in kinds:
+        plan = make_plan(name, ("A", "B", "C"), parameters=parameters, **training)
+        strategy = strategy_for(plan)
+        for stop in strategy.itinerary():
+            declared = strategy.takes(stop.action)
+            assert all(bound.low <= bound.high for bound in declared.values())
+            gathering = strategy.gather(stop, strategy.first_handover(), {"A": 1, "B": 23, "C": 4}, harness.average)
+            for number in range(gathering.rounds):
+                for _, ask in gathering.asks(number):
+                    assert ask.args.keys() == declared.keys()
+                    assert all(declared[key].holds(value) for key, value in ask.args.items()), (ask.args, declared)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -14,6 +14,7 @@ from strategies.gathering import Stop
 from strategies.losses import segmentation_loss
 from strategies.randomness import Seeds
 from strategies.registry import strategy_for
+from strategies.strategy import UnknownParameter
 from strategies.training import make_optimizer
 from tests.strategies import harness
 from tests.strategies import test_contract as contract
@@ -149,7 +150,7 @@ def test_the_first_stop_is_finetuning_and_the_second_is_not(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_sites_that_keep_nothing_have_no_weight(mode: str) -> None:
-    """As where their own stop was skipped: asked, they answer without a sample, and nothing changes."""
+    """As where not one case could be kept: asked, they answer without a sample, and nothing changes."""
     plan = make_plan("replay", parameters={"mode": mode, "local_steps": 2}, steps=4, optimizer="sgd", momentum=0.0)
     strategy = strategy_for(plan)
     first, samples = strategy.first_handover(), Blobs("C", 5)
@@ -157,7 +158,7 @@ def test_sites_that_keep_nothing_have_no_weight(mode: str) -> None:
     def end(rehearsing: tuple[str, ...]) -> Handover:
         stop = Stop(2, ("C",), None, strategy.itinerary()[0].action, rehearsing)
         gathering = strategy.gather(stop, first, {"C": 5}, average)
-        shelf = Shelf()
+        shelf = Shelf(memories={"A": (), "B": ()})
         for number in range(gathering.rounds):
             gathering.receive(
                 number,
@@ -173,7 +174,7 @@ def test_sites_that_keep_nothing_have_no_weight(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("cases", [1, 4, 50])
+@pytest.mark.parametrize("cases", [1, 4, 20])
 def test_a_site_keeps_at_most_so_many_and_the_same_again(mode: str, cases: int) -> None:
     plan = make_plan("replay", parameters={"mode": mode, "cases": cases})
     sites = make_sites(plan)
@@ -184,6 +185,24 @@ def test_a_site_keeps_at_most_so_many_and_the_same_again(mode: str, cases: int) 
     assert {site: len(set(kept)) for site, kept in shelves[0].memories.items()} == {
         site: min(cases, len(samples)) for site, samples in sites.items()
     }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_more_than_twenty_cases_are_one_sentence(mode: str) -> None:
+    with pytest.raises(UnknownParameter, match=r"^strategy\.cases: [^\n]*20[^\n]*\.$"):
+        strategy_for(make_plan("replay", parameters={"mode": mode, "cases": 21}))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_site_that_never_kept_a_case_is_not_taken_for_one_with_none(mode: str) -> None:
+    """Its memory raises, and a rehearsal must not make little of that."""
+    plan = make_plan("replay", ("A", "B"), parameters={"mode": mode})
+    shelf = Shelf()
+    conduct(plan, make_sites(plan), shelf=shelf)
+    del shelf.stops[1]
+    shelf.memories.clear()
+    with pytest.raises(KeyError):
+        conduct(plan, make_sites(plan), shelf=shelf)
 
 
 def test_what_is_kept_depends_on_the_seed_and_the_site() -> None:
