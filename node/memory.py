@@ -69,7 +69,8 @@ class SiteMemory:
         if index.split != plan.split:
             raise unusable(whose, "was kept under another split of the cases", remedy="")
         if index.tables != tables_digest(self._settings.data, plan.split):
-            raise unusable(whose, "was kept before a CSV file was changed that the split follows", "restore that file, or ")
+            why = "was kept before a CSV file was changed that the split follows"
+            raise unusable(whose, why, "restore that file, or ")
         self._store.check_there(index)
         key = (self._settings.home, self._request.run, index, plan.task, plan.training.augment)
         return _cache.get(key, lambda: SiteSamples(self._decoded(index), plan.task, plan.training.augment))

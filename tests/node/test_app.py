@@ -15,8 +15,8 @@ from node.ledger import Ledger
 from node.settings import SiteSettings
 from protos.handover import Handover
 from protos.messages import DESCRIBE, SCORE, VISIT, Request, pack_request, read_handover
-from protos.plan import PhantomSite, Plan
-from protos.refusals import RefusalCode
+from protos.plan import PhantomSite, Plan, StrategyChoice
+from protos.refusals import RefusalCode, explain
 from strategies.registry import strategy_for
 from tests.node.guarded import instruction, over_the_wire
 
@@ -103,6 +103,44 @@ def test_a_plan_that_the_site_cannot_serve_is_refused_by_code(node: Node, caplog
 def test_an_action_of_another_strategy_is_refused(node: Node) -> None:
     reply = node.ask(VISIT, strategy_for(PLAN).first_handover(), action="gradient")
     assert reply.error.code == RefusalCode.PLAN
+
+
+REPLAY = PLAN.model_copy(update={"strategy": StrategyChoice(name="replay")})
+GRADIENT = {"rehearse": 0, "position": 0, "count": 2, "update": 0}
+
+
+def ask_replay(node: Node, **args: int) -> Message:
+    changes: dict[str, Any] = {"plan": REPLAY, "action": "gradient", "args": GRADIENT | args}
+    return node.ask(VISIT, strategy_for(REPLAY).first_handover(), **changes)
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("kinds: [weights]", 6), ("memory: {cases: 2}", 2)])
+def test_a_site_rehearses_on_what_its_policy_lets_a_run_keep(node: Node, policy: str, kept: int) -> None:
+    (node.settings.home / "policy.yaml").write_text(policy)
+    assert ask_replay(node).has_content()
+    assert ask_replay(node, rehearse=1).content["metrics"]["samples"] == kept
+
+
+def test_a_site_whose_policy_forbids_rehearsal_keeps_nothing(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    (node.settings.home / "policy.yaml").write_text("memory: {cases: 0}")
+    for rehearse in (0, 1):
+        assert ask_replay(node, rehearse=rehearse).error.code == RefusalCode.POLICY
+    assert node.crossings() == [("in", "allowed", ""), ("out", "refused", "POLICY")] * 2
+    assert "memory.cases is 0" in caplog.text
+    assert not (node.settings.home / "memory").exists()
+
+
+def test_a_site_that_lost_what_it_kept_says_so_with_a_code_of_its_own(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ask_replay(node).has_content()
+    for path in (node.settings.home / "memory").rglob("*.*"):
+        path.unlink()
+    reply = ask_replay(node, rehearse=1)
+    assert reply.error.code == RefusalCode.MEMORY
+    assert reply.error.reason == explain(RefusalCode.MEMORY)
+    assert "run-1.json is missing" in caplog.text
+    assert node.crossings()[-1] == ("out", "failed", "MEMORY")
 
 
 def test_the_cache_keeps_what_fits_and_always_the_one_in_use() -> None:
