@@ -14,7 +14,7 @@ import coordinator.cli
 import node.cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "scenarios" / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "scenarios").rglob("*.md"), *(ROOT / "docs").glob("*.md")])
 PROGRAMS = {"locum": coordinator.cli, "locum-node": node.cli}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
