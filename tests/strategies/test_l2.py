@@ -7,30 +7,16 @@ import torch
 
 from protos.handover import Kind
 from protos.plan import Plan
-from strategies.randomness import Seeds
 from strategies.registry import strategy_for
 from strategies.training import gradient
-from strategies.visit import Visit
-from tests.strategies.harness import CPU, Blobs, Shelf, ShelvedMemory, Slot, conduct, make_plan, make_sites
+from tests.strategies.harness import CPU, Blobs, conduct, make_plan, make_sites
+from tests.strategies.stays import visit_at
 
 
 def arrival(plan: Plan, stop: int = 1) -> tuple[Any, torch.nn.Module, Any]:
     """The strategy, a model with the arrived weights, and what it noted."""
     strategy = strategy_for(plan)
-    samples = Blobs("A", 4)
-    visit = Visit(
-        action="visit",
-        handover=strategy.first_handover(),
-        train=samples,
-        val=samples,
-        seeds=Seeds(plan.seed, stop, "A"),
-        args={},
-        device=CPU,
-        report=lambda step, steps, scalars: None,
-        checkpoint=Slot(Shelf(), (stop, 0, "A")),
-        memory=ShelvedMemory(Shelf(), "A", samples),
-        first=stop == 0,
-    )
+    visit = visit_at(plan, stop=stop)
     model = strategy.loaded(visit.handover, CPU)
     return strategy, model, strategy.arrive(visit, model)
 
