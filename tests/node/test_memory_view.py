@@ -9,7 +9,7 @@ import pytest
 import node.cli
 from node.memory_store import MemoryStore
 from protos.refusals import Refusal
-from tests.node.test_memory import Site
+from tests.node.remembering import Site
 
 
 @pytest.fixture
