@@ -150,7 +150,8 @@ def test_simulate_prints_one_document_on_stdout_and_plain_progress_on_stderr(loc
     lines = said.err.splitlines()
     assert lines[0] == f"run {run}, 3 stops"
     assert lines[-1] == f"run {run}: done"
-    assert [line.split(":")[0] for line in lines[1:-1]] == [f"stop {i} at {s}" for i, s in enumerate(NAMES)]
+    ends = [line.split(":")[0] for line in lines[1:-1] if ": done in " in line]  # a slow machine says more meanwhile
+    assert ends == [f"stop {i} at {s}" for i, s in enumerate(NAMES)]
     assert ESCAPE not in said.out + said.err
     check_document(locum("show", run, "--json").document, run)
     assert locum("show", run, "--json").document == said.document
