@@ -7,21 +7,10 @@ from protos.handover import Kind
 from strategies.registry import strategy_for
 from strategies.regularisation.ewc import log_likelihood, mean_anchor
 from strategies.regularisation.importance import arrived_importance, measured
-from strategies.training import gradient
 from tests.strategies.harness import CPU, Blobs, conduct, make_plan, make_sites
 from tests.strategies.stays import important_alike, visit_at
 
 BATCH = Blobs("A", 4).batch([0, 1])
-
-
-def test_no_pull_at_the_arrived_weights() -> None:
-    plan = make_plan("ewc", parameters={"strength": 1e6})
-    strategy, plain = strategy_for(plan), strategy_for(make_plan("finetune"))
-    visit = visit_at(plan, important_alike(strategy.first_handover(), 1.0))
-    model = strategy.loaded(visit.handover, CPU)
-    value, free = strategy.loss(model, BATCH, strategy.arrive(visit, model)), plain.loss(model, BATCH, None)
-    pulled, unpulled = gradient(model, value), gradient(model, free)
-    assert all(torch.equal(pulled[name], unpulled[name]) for name in pulled)
 
 
 def test_the_pull_is_half_lambda_times_the_weighted_distance() -> None:

@@ -23,8 +23,9 @@ from strategies.regularisation.importance import (
     unit_axes,
     unit_means,
 )
+from strategies.training import gradient
 from tests.strategies.harness import Blobs, conduct, make_plan, make_sites
-from tests.strategies.stays import visit_at
+from tests.strategies.stays import important_alike, visit_at
 
 IMPORTANCE_DRIVEN = ("ewc", "mas", "mas-fix", "mas-lr")
 
@@ -273,3 +274,16 @@ def test_the_first_visit_is_fine_tuning(name: str) -> None:
     sites = make_sites(plan)
     assert conduct(plan, sites)[0].weights == conduct(finetune, sites)[0].weights
     assert conduct(plan, sites)[1].weights != conduct(finetune, sites)[1].weights
+
+
+@pytest.mark.parametrize("name", ["ewc", "mas"])
+def test_no_pull_at_the_arrived_weights(name: str) -> None:
+    batch = Blobs("A", 4).batch([0, 1])
+    plan = make_plan(name, parameters={"strength": 1e6})
+    strategy, plain = strategy_for(plan), strategy_for(make_plan("finetune"))
+    visit = visit_at(plan, important_alike(strategy.first_handover(), 1.0))
+    model = strategy.loaded(visit.handover, torch.device("cpu"))
+    value, free = strategy.loss(model, batch, strategy.arrive(visit, model)), plain.loss(model, batch, None)
+    assert value.item() == free.item()
+    pulled, unpulled = gradient(model, value), gradient(model, free)
+    assert all(torch.equal(pulled[name], unpulled[name]) for name in pulled)
