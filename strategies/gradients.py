@@ -96,13 +96,18 @@ def add(total: dict[str, Tensor], reply: Reply, share: float) -> None:
 
 
 class Descent:
-    """The coordinator's model and its optimizer, whose state lives here."""
+    """The coordinator's part in a stop of one optimizer step per round: model and optimizer, whose state lives here.
+
+    The base of such gatherings, which say whom to ask and how to combine what comes back.
+    """
+
+    steps_per_round = 1
 
     def __init__(self, strategy: Strategy, handover: Handover) -> None:
         self._model = strategy.loaded(handover, torch.device("cpu"))
         self._optimizer = make_optimizer(strategy.plan.training, self._model)
 
-    def handover(self) -> Handover:
+    def result(self) -> Handover:
         """The weights as they are now."""
         return Handover.of(weights=self._model.state_dict())
 

@@ -52,25 +52,23 @@ class Joint(Strategy):
         return departure(updates, {"samples": count, "loss": loss})
 
 
-class _ExactJoint:
+class _ExactJoint(Descent):
     """The coordinator's part: the dealt-out batches and the optimizer."""
 
-    steps_per_round = 1
-
     def __init__(self, strategy: Joint, stop: Stop, handover: Handover, cases: Mapping[str, int]) -> None:
+        super().__init__(strategy, handover)
         self._training = strategy.plan.training
         self._sites = stop.sites
         self._cases = [cases[site] for site in stop.sites]
         self._seeds = Seeds(strategy.plan.seed, stop.index, "all sites")
         self.rounds = sum(visit_steps(self._training, samples) for samples in self._cases)
-        self._descent = Descent(strategy, handover)
 
     def asks(self, round: int) -> Iterator[tuple[str, Ask]]:
         """Ask every site for the gradient over its part of the batch; a site without a part is not asked."""
         size = self._training.batch_size
         before = self._dealt(round * size)
         after = self._dealt((round + 1) * size)
-        handover = self._descent.handover()
+        handover = self.result()
         for number, site in enumerate(self._sites):
             if count := after[number] - before[number]:
                 yield site, Ask(handover, {"position": before[number], "count": count, "update": round})
@@ -90,16 +88,4 @@ class _ExactJoint:
         total: dict[str, torch.Tensor] = {}
         for reply in replies:
             add(total, reply, reply.metrics["samples"] / self._training.batch_size)
-        self._descent.step(total, learning_rate(self._training, round, self.rounds, first=True))
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Weights and optimizer state."""
-        return self._descent.state()
-
-    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from a round's end."""
-        self._descent.restore(state)
-
-    def result(self) -> Handover:
-        """The jointly trained weights."""
-        return self._descent.handover()
+        self.step(total, learning_rate(self._training, round, self.rounds, first=True))

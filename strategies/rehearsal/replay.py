@@ -169,12 +169,11 @@ class _NoCheckpoint:
         """Save nothing."""
 
 
-class _Exact:
+class _Exact(Descent):
     """One optimizer step per round, with the gradients of the current site and of every memory."""
 
-    steps_per_round = 1
-
     def __init__(self, strategy: Replay, stop: Stop, handover: Handover, steps: int) -> None:
+        super().__init__(strategy, handover)
         self._training, parameters = strategy.plan.training, strategy.parameters
         (self._site,) = stop.sites
         self._rehearsing = stop.rehearsing
@@ -182,11 +181,10 @@ class _Exact:
         self._memory_batch = parameters.memory_batch or _divided(self._training.batch_size, stop)
         self._first = stop.follows is None
         self.rounds = steps
-        self._descent = Descent(strategy, handover)
 
     def asks(self, round: int) -> Iterator[tuple[str, Ask]]:
         """Ask all for their gradients at the same weights."""
-        handover = self._descent.handover()
+        handover = self.result()
         for site in (self._site, *self._rehearsing):
             rehearse = site != self._site
             count = self._memory_batch if rehearse else self._training.batch_size
@@ -214,19 +212,7 @@ class _Exact:
             if self._weighting == "counts":
                 total[name].mul_(own / whole)
             total[name].add_(tensor, alpha=1 / whole)
-        self._descent.step(total, learning_rate(self._training, round, self.rounds, self._first))
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Weights and optimizer state."""
-        return self._descent.state()
-
-    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from a round's end."""
-        self._descent.restore(state)
-
-    def result(self) -> Handover:
-        """The weights after the last update."""
-        return self._descent.handover()
+        self.step(total, learning_rate(self._training, round, self.rounds, self._first))
 
 
 class _Interleaved:
