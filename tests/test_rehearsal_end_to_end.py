@@ -193,15 +193,20 @@ def kill_after_first_stop(event: tuple[Any, ...]) -> None:
         raise Killed
 
 
+def hospitals(desk: Desk, folder: Path, strategy: str) -> tuple[str, ...]:
+    """Write the sites' cases as files into `folder`; what makes of the desk's scenario one of these hospitals."""
+    listed = [f"{{name: {name}, labels: {{0: background, 1: organ}}}}" for name in SITES]
+    task = desk.scenario().task
+    for number, name in enumerate(SITES):
+        write_phantoms(PhantomSite(task="organ", appearance=number, cases=12, size=16), task, folder / name)
+    return f"sites=[{', '.join(listed)}]", "unseen=[]", f"strategy={strategy}"
+
+
 @every_mode
 def test_a_site_that_archives_its_training_data_rehearses_on(
     desk: Desk, tmp_path: Path, restart: Callable[[], None], strategy: str
 ) -> None:
-    hospitals = [f"{{name: {name}, labels: {{0: background, 1: organ}}}}" for name in SITES]
-    sets = (f"sites=[{', '.join(hospitals)}]", "unseen=[]", f"strategy={strategy}")
-    task = desk.scenario().task
-    for number, name in enumerate(SITES):
-        write_phantoms(PhantomSite(task="organ", appearance=number, cases=12, size=16), task, tmp_path / name)
+    sets = hospitals(desk, tmp_path, strategy)
     undisturbed = desk.simulate(*sets)
 
     run = desk.begin(*sets)
@@ -287,11 +292,7 @@ def test_a_memory_that_is_lost_during_a_run_stops_it(
 def test_a_site_whose_stop_was_skipped_does_not_rehearse_and_may_be_gone(
     desk: Desk, tmp_path: Path, restart: Callable[[], None], strategy: str
 ) -> None:
-    hospitals = [f"{{name: {name}, labels: {{0: background, 1: organ}}}}" for name in SITES]
-    sets = (f"sites=[{', '.join(hospitals)}]", "unseen=[]", f"strategy={strategy}")
-    task = desk.scenario().task
-    for number, name in enumerate(SITES):
-        write_phantoms(PhantomSite(task="organ", appearance=number, cases=12, size=16), task, tmp_path / name)
+    sets = hospitals(desk, tmp_path, strategy)
     run = desk.begin(*sets)
 
     def kill(event: tuple[Any, ...]) -> None:
