@@ -47,18 +47,20 @@ class Scoring:
         with self._store.transaction() as session:
             artifact = session.get_one(StopRow, (self._run, stop.index)).artifact
         assert artifact is not None  # only done stops are scored
-        handover = self._assignment.strategy.for_scoring(Handover.from_bytes(self._assignment.vault.get(artifact)))
-        sent = bytes_by_kind(handover)
+        whole = Handover.from_bytes(self._assignment.vault.get(artifact))
+        sent: dict[str, dict[str, int]] = {}
 
         def questions() -> Iterator[Question]:
             for site in asked:
                 self._assignment.listener.scoring(stop.index, site)
+                handover = self._assignment.strategy.for_scoring(whole, site, stop.index)
+                sent[site] = bytes_by_kind(handover)
                 yield Question(SCORE, self._assignment.request(site, stop.index), handover)
 
         for answer in self._assignment.exchange.ask(questions()):
             with self._store.transaction() as session:
                 found = self._with_the_same_cases(session, answer)
-                session.merge(self._score_row(stop, found, sent))
+                session.merge(self._score_row(stop, found, sent[answer.site]))
                 self._assignment.count_time(session)
             dsc = None if isinstance(found, SiteFailure) else found.metrics.get("dsc")
             self._assignment.listener.scored(stop.index, answer.site, dsc)

@@ -19,6 +19,7 @@ from node.policy import Policy
 from node.scoring import overlay_png, score_site
 from node.settings import SiteSettings
 from node.updates import SiteNoise, check_protected
+from node.workshop import Workshop
 from protos.handover import Handover
 from protos.messages import DESCRIBE, SCORE, VISIT, Request, pack_reply, read_handover, read_request
 from protos.refusals import Refusal, RefusalCode
@@ -87,6 +88,7 @@ def visit(message: Message, context: Context) -> Message:
                 progress.Step(request.run, request.stop, request.site, step, steps, scalars)
             ),
             checkpoint=checkpoints.VisitCheckpoint(settings.home, request, drawn_from),
+            once=Workshop(settings.home, settings.device, lambda: data().origin("train")),
             memory=SiteMemory(settings, request, data, None if policy.memory is None else policy.memory.cases),
             first=request.first,
             privacy=privacy,

@@ -18,11 +18,13 @@ DESCRIBE_ARGS = MappingProxyType({"samples": Bound(0, 1, whole=True)})
 
 def declare(message_type: str, request: Request) -> Exchange:
     """What may cross for `request`; raises Refusal when this node's strategies do not accept the plan."""
-    return _declare(message_type, request.plan.model_dump_json(), request.action)
+    # Only scoring depends on the stop and the site: the thousands of rounds of a joint stop declare the same.
+    stop = request.stop if message_type == SCORE else 0
+    return _declare(message_type, request.plan.model_dump_json(), request.action, request.site, stop)
 
 
-@lru_cache(maxsize=64)  # the thousands of rounds of a joint stop declare the same
-def _declare(message_type: str, plan: str, action: str) -> Exchange:
+@lru_cache(maxsize=64)
+def _declare(message_type: str, plan: str, action: str, site: str, stop: int) -> Exchange:
     strategy = installed(Plan.model_validate_json(plan))
     try:
         if message_type == VISIT:
@@ -30,7 +32,9 @@ def _declare(message_type: str, plan: str, action: str) -> Exchange:
                 raise Refusal(RefusalCode.PLAN, f"{strategy.name} knows no action {action!r}.")
             return Exchange(strategy.arrives(action), strategy.declares(action), strategy.takes(action))
         if message_type == SCORE:
-            return Exchange(strategy.scoring_schema(), Declaration(None, declared_metrics(strategy.plan.task)))
+            return Exchange(
+                strategy.scoring_schema(site, stop), Declaration(None, declared_metrics(strategy.plan.task))
+            )
         return Exchange(None, Declaration(None, DESCRIPTION), DESCRIBE_ARGS)
     except ValueError as error:  # the network does not fit the task
         raise Refusal(RefusalCode.PLAN, str(error)) from error

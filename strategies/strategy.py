@@ -19,6 +19,7 @@ from strategies.data import Batch
 from strategies.gathering import Average, Gathering, PlainVisit, Stop
 from strategies.losses import segmentation_loss
 from strategies.randomness import derive
+from strategies.replayer import Replayer
 from strategies.training import train
 from strategies.visit import Departure, Visit, seeded
 
@@ -89,13 +90,18 @@ class Strategy:
         """All that a site's reply to `action` may hold."""
         return Declaration(self.schema(), VISIT_METRICS)
 
-    def scoring_schema(self) -> HandoverSchema:
-        """The part of a handover that a site needs to score it; here the weights."""
-        return HandoverSchema({Kind.WEIGHTS: self.schema().tensors[Kind.WEIGHTS]})
+    def scoring_kinds(self, site: str, stop: int) -> frozenset[Kind]:
+        """The kinds that `site` needs to score the handover of `stop`; here the weights."""
+        return frozenset({Kind.WEIGHTS})
 
-    def for_scoring(self, handover: Handover) -> Handover:
+    def scoring_schema(self, site: str, stop: int) -> HandoverSchema:
+        """The part of a handover that `site` is sent to score it after `stop`."""
+        whole, kinds = self.schema(), self.scoring_kinds(site, stop)
+        return HandoverSchema({kind: whole.tensors[kind] for kind in kinds})
+
+    def for_scoring(self, handover: Handover, site: str, stop: int) -> Handover:
         """Only what `scoring_schema` names."""
-        return Handover(weights=handover.weights)
+        return Handover(**{kind: handover.group(kind) for kind in self.scoring_kinds(site, stop)})
 
     # Which stops there are
 
@@ -121,6 +127,10 @@ class Strategy:
         """The model as a function from images [N, channels, *size] to logits [N, classes, *size], in eval mode."""
         model = self.loaded(handover, device).eval()
         return lambda image: model(image.to(device))
+
+    def replayer(self, handover: Handover, device: torch.device) -> Replayer | None:
+        """The generator that the handover carries, with its prompts; None, unless overridden: it carries none."""
+        return None
 
     def visit(self, visit: Visit) -> Departure:
         """Learn at one site: the ordinary training loop with this method's hooks."""

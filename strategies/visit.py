@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -40,6 +40,19 @@ class Memory(Protocol):
         ...
 
 
+class Once(Protocol):
+    """Work that an equal run need not do again: the site keeps the result, and it stays at the site."""
+
+    def __call__(
+        self, recipe: Mapping[str, Any], make: Callable[[], Mapping[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """What `make` returns, or what it returned to an equal recipe over the same training cases and device.
+
+        `recipe` (JSON) must hold everything else that the result depends on, digests of arrived tensors included.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Visit:
     """One stay of the model at one site; everything a strategy may see there."""
@@ -54,6 +67,7 @@ class Visit:
     report: Report
     checkpoint: Checkpoint
     memory: Memory
+    once: Once
     first: bool = False  # no visit came before: what arrived is the first handover
     privacy: Privacy | None = None  # an update may leave only as this released it, with no metric but `samples`
 

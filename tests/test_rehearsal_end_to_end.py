@@ -135,7 +135,7 @@ def test_no_message_carries_a_case(desk: Desk, monkeypatch: pytest.MonkeyPatch, 
                 assert tuple(plan.task.size) != tuple(tensor.shape[-2:])  # no batch of images, no label
         kind = message.metadata.message_type
         if is_request:
-            sent = installed.scoring_schema() if kind == SCORE else installed.arrives(stops[0].action)
+            sent = installed.scoring_schema("", 0) if kind == SCORE else installed.arrives(stops[0].action)
             assert handover is None or HandoverSchema.of(handover) == sent
             record = message.content["request"]
             assert isinstance(record, ConfigRecord)

@@ -86,6 +86,11 @@ class SiteData:
         """SHA-256 over the names of a part's usable cases; decode the part first, which finds the unusable ones."""
         return hashlib.sha256("\0".join(self._names[part]).encode()).hexdigest()
 
+    def origin(self, part: Part) -> str:
+        """SHA-256 of what a part's samples are prepared from, the state of the files included, and how."""
+        whole = f"{self._source.fingerprint(self._listed[part])} {self._slot(part)} {self._plan.training.augment}"
+        return hashlib.sha256(whole.encode()).hexdigest()
+
     def samples(self, part: Literal["train", "val"]) -> SiteSamples:
         """All samples of a part, which may be none for "val"; raises EmptySite if no training case is left."""
         if part not in self._samples:

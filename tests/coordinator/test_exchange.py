@@ -209,7 +209,7 @@ def test_a_score_that_brings_tensors_is_refused(tmp_path):
         return reply
 
     grid.tamper = smuggle
-    (answer,) = Exchange(grid, 1).ask([Question(SCORE, request("north"), STRATEGY.for_scoring(handover))])
+    (answer,) = Exchange(grid, 1).ask([Question(SCORE, request("north"), STRATEGY.for_scoring(handover, "north", 0))])
     assert isinstance(answer, SiteFailure)
 
 

@@ -4,6 +4,7 @@ Whatever crosses between sites goes through bytes, every request and answer is h
 and every answer is given by a strategy object of its own, as at a node.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,7 @@ class Shelf:
     rounds: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     visits: dict[tuple[int, int, str], tuple[int, bytes]] = field(default_factory=dict)
     memories: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    made: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,23 @@ class ShelvedMemory:
     def samples(self) -> Some:
         """See strategies.visit.Memory."""
         return Some(self.train, self.shelf.memories[self.site])
+
+
+@dataclass(frozen=True)
+class ShelvedWork:
+    """What one site made once, kept on the shelf as bytes."""
+
+    shelf: Shelf
+    site: str
+
+    def __call__(
+        self, recipe: Mapping[str, Any], make: Callable[[], Mapping[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """See strategies.visit.Once."""
+        key = f"{self.site} {json.dumps(recipe, sort_keys=True)}"
+        if key not in self.shelf.made:
+            self.shelf.made[key] = save({name: tensor.contiguous() for name, tensor in make().items()})
+        return load(self.shelf.made[key])
 
 
 def conduct(
@@ -215,6 +234,7 @@ def answer(plan: Plan, stop: Stop, site: str, ask: Ask, samples: Blobs, slot: Sl
             report=lambda step, steps, scalars: pulse(),
             checkpoint=slot,
             memory=ShelvedMemory(slot.shelf, site, samples),
+            once=ShelvedWork(slot.shelf, site),
             first=stop.follows is None,
         )
     )

@@ -10,7 +10,7 @@ from protos.plan import Plan
 from strategies.randomness import Seeds
 from strategies.registry import strategy_for
 from strategies.visit import Visit
-from tests.strategies.harness import CPU, Blobs, Shelf, ShelvedMemory, Slot
+from tests.strategies.harness import CPU, Blobs, Shelf, ShelvedMemory, ShelvedWork, Slot
 
 
 def visit_at(plan: Plan, handover: Handover | None = None, samples: Any = None, stop: int = 1) -> Visit:
@@ -27,6 +27,7 @@ def visit_at(plan: Plan, handover: Handover | None = None, samples: Any = None, 
         report=lambda step, steps, scalars: None,
         checkpoint=Slot(Shelf(), (stop, 0, "A")),
         memory=ShelvedMemory(Shelf(), "A", samples),
+        once=ShelvedWork(Shelf(), "A"),
         first=stop == 0,
     )
 

@@ -81,7 +81,8 @@ def test_schema_is_that_of_the_first_handover(name: str, dims: Any) -> None:
     assert strategy.schema() == HandoverSchema.of(first)
     assert strategy.schema().nbytes() == first.nbytes()
     assert strategy.schema().kinds <= strategy.carries
-    assert strategy.scoring_schema() == HandoverSchema.of(strategy.for_scoring(first))
+    for site, stop in (("A", 0), ("C", 0), ("A", 2), ("a site never visited", 1)):
+        assert strategy.scoring_schema(site, stop) == HandoverSchema.of(strategy.for_scoring(first, site, stop))
     assert all(tensor.finite() for _, _, tensor in first.items())
 
 
@@ -161,7 +162,7 @@ def test_every_request_is_within_the_declared_args(name: str, training: dict[str
 def test_predictor_needs_only_what_scoring_declares(name: str, dims: Any) -> None:
     plan = make_plan(name, dims=dims)
     strategy = strategy_for(plan)
-    predict = strategy.predictor(strategy.for_scoring(strategy.first_handover()), CPU)
+    predict = strategy.predictor(strategy.for_scoring(strategy.first_handover(), "a site never visited", 0), CPU)
     image = Blobs("A", 3, plan.task.size).batch([0, 1, 2]).image
     with torch.inference_mode():
         logits = predict(image)

@@ -74,5 +74,5 @@ def test_the_released_reading_never_freezes_altogether() -> None:
 
 def test_scoring_needs_no_importance() -> None:
     strategy = strategy_for(make_plan("mas-lr"))
-    assert not strategy.for_scoring(strategy.first_handover()).importance
+    assert not strategy.for_scoring(strategy.first_handover(), "A", 0).importance
     assert arrived_importance(strategy.first_handover()).samples == 0

@@ -22,7 +22,18 @@ from strategies.randomness import Seeds
 from strategies.registry import STRATEGIES, strategy_for
 from strategies.visit import Visit
 from tests.strategies import harness
-from tests.strategies.harness import CPU, Blobs, Shelf, ShelvedMemory, Slot, Some, conduct, make_plan, make_sites
+from tests.strategies.harness import (
+    CPU,
+    Blobs,
+    Shelf,
+    ShelvedMemory,
+    ShelvedWork,
+    Slot,
+    Some,
+    conduct,
+    make_plan,
+    make_sites,
+)
 
 LIKE = {"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.float64)}
 WIDE = {name: tensor.double() for name, tensor in LIKE.items()}
@@ -149,6 +160,7 @@ def visit_of(plan: Plan, train: Any, privacy: Privacy | None) -> Visit:
         report=lambda step, steps, scalars: None,
         checkpoint=Slot(Shelf(), (0, 0, "A")),
         memory=ShelvedMemory(Shelf(), "A", train),
+        once=ShelvedWork(Shelf(), "A"),
         first=True,
         privacy=privacy,
     )

@@ -1,0 +1,67 @@
+"""Work that a site does once: results under the SHA-256 of all that they depend on, below `workshop/` in its home.
+
+Equal runs, and the runs of a study that share a part, find it done. The files stay at the site like its checkpoints;
+they can be removed between runs.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from node.files import replace_file
+
+_SOFTWARE = ("locum", "torch", "monai", "diffusers", "numpy")
+
+
+class Workshop:
+    """The finished work of the node at `home`; see strategies.visit.Once.
+
+    `cases` says what the training cases are, contents included as far as the source can tell; it is asked when work is
+    first looked for, since it may take decoding them.
+    """
+
+    def __init__(self, home: Path, device: str, cases: Callable[[], str]) -> None:
+        self._folder = home / "workshop"
+        self._device = device
+        self._cases = cases
+
+    def __call__(
+        self, recipe: Mapping[str, Any], make: Callable[[], Mapping[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """What was made to this recipe, now or before; other processes that want the same wait for it."""
+        path = self._folder / f"{self._key(recipe)}.safetensors"
+        with _alone(path.with_suffix(".lock")):
+            try:
+                found: dict[str, torch.Tensor] = load_file(path)
+                return found
+            except (FileNotFoundError, SafetensorError):  # half a file is no work done
+                made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+                replace_file(path, save(made))
+                return made
+
+    def _key(self, recipe: Mapping[str, Any]) -> str:
+        software = {name: metadata.version(name) for name in _SOFTWARE}
+        whole = {"recipe": recipe, "cases": self._cases(), "device": self._device, "software": software}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock that the system gives back when the process dies."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,20 @@
+"""What a generator that travels can do at a site: make images in the style of a site that the model has visited."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Replayer(Protocol):
+    """An arrived generator with its prompts. Nothing but these, the masks and the seeds goes into a replay."""
+
+    sites: frozenset[str]  # those that can be replayed: the visited ones
+
+    def __call__(self, site: str, label: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Images float32 [N, channels, *size] in the style of `site`, one per mask of `label` (int64 [N, 1, *size]).
+
+        One seed per image (0 <= seed < 2**32): equal seeds give equal images, whichever others are made with them, up
+        to the rounding of batched arithmetic.
+        """
+        ...
