@@ -1,13 +1,14 @@
 """A site's folder as a Source: its cases are listed and paired at once, decoded one by one when asked for."""
 
-import csv
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from node.data.cine import Frame, read_frame
 from node.data.decoding import READ, base_and_suffix
-from node.data.pairing import Finding, find_cases
+from node.data.finding import Finding
+from node.data.pairing import find_cases
 from node.data.readers import CaseFiles, LabelValues, read_case
 from node.data.source import Problem, Scan, Unreadable
 from node.data.splits import PARTS, Part
@@ -67,15 +68,18 @@ class FolderSource:
 
     def load(self, name: str) -> Scan:
         """Decode one case; raises Unreadable."""
-        return read_case(self._case(name), self.task.channels, self.values)
+        case = self._case(name)
+        if isinstance(case, Frame):
+            return read_frame(case, self.task.channels, self.values)
+        return read_case(case, self.task.channels, self.values)
 
     def fingerprint(self, names: Iterable[str]) -> str:
-        """SHA-256 of what these cases are read from: paths, lengths and times of change of their files."""
+        """SHA-256 of what these cases are read from: paths, lengths and times of change of their files, and frames."""
         digest = hashlib.sha256(repr(sorted(self.values.numbers.items())).encode())
         for name in names:
             case = self._case(name)
             for path in (*case.images, case.label):
-                digest.update(repr((name, str(path), case.modalities, _state(path))).encode())
+                digest.update(repr((case, _state(path))).encode())
         return digest.hexdigest()
 
     def _case(self, name: str) -> CaseFiles:
@@ -116,7 +120,7 @@ def _patients(finding: Finding, cases: Mapping[str, CaseFiles], split: Split) ->
             found = dict.fromkeys(cases) | _tabled(finding, table, "patient", "split.group")
             source = f"{table.csv} gives no patient for it; add a row"
         case _:
-            return {name: name for name in cases}
+            return {name: case.patient if isinstance(case, Frame) else name for name, case in cases.items()}
     for name in sorted(cases):
         if not found[name]:
             finding.problem(name, f"is left out: {source}.")
@@ -157,33 +161,16 @@ def _matched(pattern: str, name: str) -> str | None:
 
 
 def _tabled(finding: Finding, table: CaseTable, what: str, key: str) -> dict[str, str]:
-    """Case -> what stands in the CSV file; commas or, as spreadsheets write in much of Europe, semicolons.
+    """Case -> what stands in the CSV file.
 
     `what` and the plan's `key` name it in problems.
     """
-    path = finding.folder / table.csv
     found: dict[str, str] = {}
-    if not finding.inside(path):
-        finding.problem(table.csv, "leads out of the site's folder; copy the file into it.")
-        return found
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            rows = csv.DictReader(file, delimiter=";" if header.count(";") > header.count(",") else ",")
-            for column in (table.case, table.column):
-                if column not in (rows.fieldnames or ()):
-                    finding.problem(table.csv, f"has no column {column!r}; add it or correct {key}.")
-                    return found
-            for row in rows:
-                case, value = (row[table.case] or "").strip(), (row[table.column] or "").strip()
-                base, suffix = base_and_suffix(case)
-                case = base if suffix in READ else case  # file names are as good as base names
-                if found.setdefault(case, value) != value:
-                    finding.problem(table.csv, f"gives {case} two {what}s; keep the right row.")
-                    found[case] = ""  # left out rather than guessed
-    except OSError as error:
-        finding.problem(table.csv, f"cannot be opened ({error.strerror}); put it into the site's folder.")
-    except (UnicodeDecodeError, csv.Error) as error:
-        finding.problem(table.csv, f"is no CSV in UTF-8 ({type(error).__name__}); save it again as CSV UTF-8.")
+    for row in finding.rows(table.csv, (table.case, table.column), key):
+        case, value = row[table.case], row[table.column]
+        base, suffix = base_and_suffix(case)
+        case = base if suffix in READ else case  # file names are as good as base names
+        if found.setdefault(case, value) != value:
+            finding.problem(table.csv, f"gives {case} two {what}s; keep the right row.")
+            found[case] = ""  # left out rather than guessed
     return found

@@ -1,53 +1,22 @@
-"""Which files make a case, in the three layouts that Locum reads; file names and dataset.json only, no image is opened.
+"""Which files make a case, in the layouts that Locum reads; names, dataset.json and tables only, no image is opened.
 
 images/ and labels/ with equal base names; nnU-Net raw (imagesTr/case_0000.nii.gz, labelsTr/case.nii.gz); the Medical
-Segmentation Decathlon's dataset.json with its list of training pairs.
+Segmentation Decathlon's dataset.json with its list of training pairs; case.nii.gz beside case_segmentation.nii.gz;
+films of the heart with their table (cine.py).
 """
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from node.data.decoding import READ, VOLUMES, base_and_suffix, is_dicom, shown
+from node.data.cine import find_frames, information_tables
+from node.data.decoding import READ, base_and_suffix, is_dicom, shown
+from node.data.finding import DICOM_REMEDY, Finding, listed, not_hidden, printable
 from node.data.readers import CaseFiles
-from node.data.source import Problem
 
-LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
-HARMLESS = frozenset({".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".pdf"})
-DICOM_REMEDY = "convert each DICOM series to one NIfTI file, for example with dcm2niix"
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-
-
-@dataclass
-class Finding:
-    """The cases found in `folder`, by name, and what was left out."""
-
-    folder: Path
-    cases: dict[str, CaseFiles] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-    def problem(self, file: str, sentence: str, spoils: bool = True) -> None:
-        """Note one problem; `sentence` goes on from the file's name."""
-        self.problems.append(Problem(file, f"{file} {sentence}", spoils))
-
-    def add(self, case: CaseFiles) -> None:
-        """Add a case, unless its image and label are not of one sort."""
-        if (base_and_suffix(case.label.name)[1] in VOLUMES) != case.volume:
-            self.problem(
-                shown(case.label), f"is not of the sort of {shown(case.images[0])}; give both as NIfTI or not."
-            )
-        else:
-            self.cases[case.name] = case
-
-    def inside(self, path: Path) -> bool:
-        """Whether a path, symbolic links followed, stays in the folder."""
-        try:
-            return path.resolve().is_relative_to(self.folder.resolve())
-        except (OSError, RuntimeError, ValueError):  # too long, links in a circle, characters that no path can have
-            return False
+SEGMENTATION = re.compile(r"(?P<case>.+)_segmentation", re.IGNORECASE)
 
 
 def find_cases(folder: Path) -> Finding:
@@ -73,11 +42,17 @@ def _find(finding: Finding) -> None:
         _decathlon(finding, dataset)
     elif (folder / "images").is_dir() and (folder / "labels").is_dir():
         _pairs(finding)
+    elif any(_is_segmentation(path) for path in folder.iterdir()):
+        _beside(finding)
+    elif tables := information_tables(finding):
+        find_frames(finding, tables)
     elif not finding.problems:
         dicom = any(path.is_file() and is_dicom(path) for path in folder.iterdir())
         remedy = f"{DICOM_REMEDY}, and put it there" if dicom else "put the files there"
         finding.problem(
-            folder.name, f"has neither images/ and labels/, nor imagesTr/, nor a dataset.json with pairs; {remedy}."
+            folder.name,
+            "has neither images/ and labels/, nor imagesTr/, nor a dataset.json with pairs, nor files that end in "
+            f"_segmentation, nor a table of films; {remedy}.",
         )
 
 
@@ -86,9 +61,37 @@ def _pairs(finding: Finding) -> None:
     for name in sorted(images.keys() & labels.keys()):
         finding.add(CaseFiles(name, (images[name],), labels[name]))
     for name in sorted(images.keys() - labels.keys()):
-        finding.problem(shown(images[name]), f"has no label; add labels/{name} with a suffix of {_list(READ)}.")
+        finding.problem(shown(images[name]), f"has no label; add labels/{name} with a suffix of {listed(READ)}.")
     for name in sorted(labels.keys() - images.keys()):
         finding.problem(shown(labels[name]), f"has no image; add images/{name} or take the label away.")
+
+
+def _is_segmentation(path: Path) -> bool:
+    base, suffix = base_and_suffix(path.name)
+    return suffix in READ and bool(SEGMENTATION.fullmatch(base))
+
+
+def _beside(finding: Finding) -> None:
+    files = _listing(finding, "")
+    labels: dict[str, Path] = {}
+    for path in [path for path in files.values() if _is_segmentation(path)]:
+        base = base_and_suffix(path.name)[0]
+        del files[base]
+        name = base[: base.rindex("_")]
+        if name in labels:
+            finding.problem(
+                shown(path), f"is a second label of {name}, beside {labels[name].name}; keep the right one."
+            )
+            del labels[name]
+            files.pop(name, None)
+        else:
+            labels[name] = path
+    for name in sorted(files.keys() & labels.keys()):
+        finding.add(CaseFiles(name, (files[name],), labels[name]))
+    for name in sorted(files.keys() - labels.keys()):
+        finding.problem(shown(files[name]), f"has no label; add {name}_segmentation beside it.")
+    for name in sorted(labels.keys() - files.keys()):
+        finding.problem(shown(labels[name]), f"has no image; add {name} beside it or take the label away.")
 
 
 def _nnunet(finding: Finding, dataset: dict[str, Any]) -> None:
@@ -130,9 +133,9 @@ def _decathlon(finding: Finding, dataset: dict[str, Any]) -> None:
             continue
         image, label = finding.folder / entry["image"], finding.folder / entry["label"]
         name = base_and_suffix(image.name)[0]
-        objections = [(path, found) for path in (image, label) if (found := _objection(finding, path))]
+        objections = [(path, found) for path in (image, label) if (found := finding.objection(path))]
         for path, (sentence, spoils) in objections:
-            finding.problem(where, f"names {_printable(path.name)[:80]}, which {sentence}", spoils)
+            finding.problem(where, f"names {printable(path.name)[:80]}, which {sentence}", spoils)
         if name in finding.cases:
             finding.problem(where, f"names the case {name} a second time; give every case a name of its own.")
         elif not objections:
@@ -140,15 +143,16 @@ def _decathlon(finding: Finding, dataset: dict[str, Any]) -> None:
 
 
 def _listing(finding: Finding, name: str) -> dict[str, Path]:
-    """Base name -> file, for the usable files of one folder."""
+    """Base name -> file, for the usable files of one folder in the site's, or with no name of the site's own."""
     folder = finding.folder / name
+    name = name or folder.name
     if not folder.is_dir():
         finding.problem(f"{name}/", "is missing; each image needs a label.")
         return {}
     by_base: dict[str, list[Path]] = {}
-    for path in _not_hidden(folder):
-        if objection := _objection(finding, path):
-            finding.problem(f"{name}/{_printable(path.name)}", *objection)
+    for path in not_hidden(folder):
+        if objection := finding.objection(path):
+            finding.problem(f"{name}/{printable(path.name)}", *objection)
         else:
             by_base.setdefault(base_and_suffix(path.name)[0], []).append(path)
     for base, paths in by_base.items():
@@ -156,35 +160,6 @@ def _listing(finding: Finding, name: str) -> dict[str, Path]:
             names = " and ".join(path.name for path in paths)
             finding.problem(f"{name}/{base}", f"is there more than once ({names}); keep one.")
     return {base: paths[0] for base, paths in by_base.items() if len(paths) == 1}
-
-
-def _not_hidden(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and path.name.lower() not in LITTER:
-            yield path
-
-
-def _objection(finding: Finding, path: Path) -> tuple[str, bool] | None:
-    """Why no reader should try a path, as the rest of a sentence, and whether that spoils training; None: try it."""
-    suffix = base_and_suffix(path.name)[1]
-    try:
-        if not path.name.isprintable():
-            return "has a name with unprintable characters; rename it.", True
-        if not finding.inside(path):
-            return "leads out of the site's folder, or nowhere; copy the file into it.", True
-        if not path.exists():
-            return "is not there; copy it or take its name away.", True
-        if path.is_dir():
-            return f"is a folder; give one file per case ({DICOM_REMEDY}).", True
-        if not path.is_file():
-            return "is no regular file; take it away.", True
-    except OSError as error:
-        return f"cannot be looked at ({error.strerror}); check its name and that this user may read it.", True
-    if suffix in READ:
-        return None
-    if is_dicom(path):
-        return f"is a DICOM file, which Locum does not read; {DICOM_REMEDY}.", True
-    return f"is none of {_list(READ)}; convert it or take it away.", suffix not in HARMLESS
 
 
 def _dataset(finding: Finding) -> dict[str, Any]:
@@ -204,11 +179,3 @@ def _dataset(finding: Finding) -> dict[str, Any]:
         finding.problem(path.name, "is no JSON object; correct it or take it away.")
         return {}
     return found
-
-
-def _printable(name: str) -> str:
-    return name if name.isprintable() else ascii(name)
-
-
-def _list(suffixes: frozenset[str]) -> str:
-    return ", ".join(sorted(suffixes))
