@@ -8,11 +8,13 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from node import checkpoints, progress, records
+from node.copies import COPIES, carries_generator, count_copies
 from node.data.cache import SiteCache
 from node.data.samples import OnDemand, SiteSamples
 from node.data.site import EmptySite, SiteData
 from node.database import open_database
 from node.declarations import declare, installed
+from node.drift import drift_pairs, measure_drift, pairs_png
 from node.guard import make_guard
 from node.memory import SiteMemory
 from node.policy import Policy
@@ -20,12 +22,13 @@ from node.scoring import overlay_png, score_site
 from node.settings import SiteSettings
 from node.updates import SiteNoise, check_protected
 from node.workshop import Workshop
-from protos.handover import Handover
+from protos.handover import Handover, Kind
 from protos.messages import DESCRIBE, SCORE, VISIT, Request, pack_reply, read_handover, read_request
 from protos.refusals import Refusal, RefusalCode
 from strategies.privacy import Privacy
 from strategies.randomness import Seeds
-from strategies.visit import Visit
+from strategies.strategy import Strategy
+from strategies.visit import Departure, Visit
 
 _cache: SiteCache[SiteData] = SiteCache(budget=2 * 2**30)  # over all the sites that live in this process
 
@@ -75,28 +78,31 @@ def visit(message: Message, context: Context) -> Message:
     privacy = None
     if (updates := policy.updates) is not None:
         privacy = Privacy(updates.clip, updates.noise, SiteNoise(settings.home, request, handover))
-    departure = installed(request.plan).visit(
-        Visit(
-            action=request.action,
-            handover=handover,
-            train=OnDemand(lambda: _samples(data(), "train")),
-            val=OnDemand(lambda: data().samples("val")),
-            seeds=Seeds(request.plan.seed, request.stop, request.site),
-            args=request.args,
-            device=torch.device(settings.device),
-            report=lambda step, steps, scalars: progress.report(
-                progress.Step(request.run, request.stop, request.site, step, steps, scalars)
-            ),
-            checkpoint=checkpoints.VisitCheckpoint(settings.home, request, drawn_from),
-            once=Workshop(settings.home, settings.device, lambda: data().origin("train")),
-            memory=SiteMemory(settings, request, data, None if policy.memory is None else policy.memory.cases),
-            first=request.first,
-            privacy=privacy,
-        )
+    strategy = installed(request.plan)
+    stay = Visit(
+        action=request.action,
+        handover=handover,
+        train=OnDemand(lambda: _samples(data(), "train")),
+        val=OnDemand(lambda: data().samples("val")),
+        seeds=Seeds(request.plan.seed, request.stop, request.site),
+        args=request.args,
+        device=torch.device(settings.device),
+        report=lambda step, steps, scalars: progress.report(
+            progress.Step(request.run, request.stop, request.site, step, steps, scalars)
+        ),
+        checkpoint=checkpoints.VisitCheckpoint(settings.home, request, drawn_from),
+        once=Workshop(settings.home, settings.device, lambda: data().origin("train")),
+        memory=SiteMemory(settings, request, data, None if policy.memory is None else policy.memory.cases),
+        first=request.first,
+        privacy=privacy,
     )
+    departure = strategy.visit(stay)
     if privacy is not None:
         check_protected(departure.handover, departure.metrics, privacy.released)
-    return Message(pack_reply(request, departure.handover, departure.metrics), reply_to=message)
+    metrics = departure.metrics
+    if carries_generator(strategy.declares(request.action)):
+        metrics = _with_copies(strategy, stay, departure)
+    return Message(pack_reply(request, departure.handover, metrics), reply_to=message)
 
 
 @app.evaluate("score")
@@ -115,11 +121,41 @@ def score(message: Message, context: Context) -> Message:
     records.scored(open_database(settings.home, settings.durable), request, result)
     if data.synthetic:
         case = next(data.scored_cases())
-        folder = settings.home / "overlays" / request.run
-        folder.mkdir(parents=True, exist_ok=True)
         with torch.inference_mode():
-            (folder / f"{request.stop:04d}.png").write_bytes(overlay_png(case, case.predict(predict)))
-    return Message(pack_reply(request, None, result.metrics()), reply_to=message)
+            _keep_picture(settings, request, "overlays", overlay_png(case, case.predict(predict)))
+    metrics = result.metrics() | _drift(settings, request, handover, data)
+    return Message(pack_reply(request, None, metrics), reply_to=message)
+
+
+def _drift(settings: SiteSettings, request: Request, handover: Handover, data: SiteData) -> dict[str, float]:
+    """How the arrived generator, if there is one that knows the site, has drifted; none without training cases."""
+    replay = installed(request.plan).replayer(handover, torch.device(settings.device))
+    if replay is None or request.site not in replay.sites:
+        return {}
+    try:
+        pairs = drift_pairs(replay, data, request.plan.seed, request.site)
+    except EmptySite:  # the site was visited, and may have archived its training cases since
+        return {}
+    if data.synthetic:
+        _keep_picture(settings, request, "replays", pairs_png(pairs, synthetic=data.synthetic))
+    return measure_drift(pairs)
+
+
+def _keep_picture(settings: SiteSettings, request: Request, sort: str, png: bytes) -> None:
+    folder = settings.home / sort / request.run
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{request.stop:04d}.png").write_bytes(png)
+
+
+def _with_copies(strategy: Strategy, visit: Visit, departure: Departure) -> dict[str, int | float]:
+    """The departure's metrics and the node's own figures on its generator; without them the guard refuses it."""
+    metrics = {name: value for name, value in departure.metrics.items() if name not in COPIES}
+    if all(departure.handover.group(kind) == visit.handover.group(kind) for kind in (Kind.GENERATOR, Kind.PROMPTS)):
+        return metrics | {"copies": 0}  # it has learnt nothing here
+    replay = strategy.replayer(departure.handover, visit.device)
+    if replay is None or visit.seeds.site not in replay.sites:
+        return metrics
+    return metrics | count_copies(replay, visit.train, visit.val, visit.seeds)
 
 
 def _open(message: Message, context: Context) -> tuple[SiteSettings, Request, Handover | None]:

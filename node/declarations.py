@@ -1,11 +1,15 @@
 """What a request may bring and what its reply may hold: computed from the plan, before any data is touched."""
 
+from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
 
+from node.copies import COPIES, carries_generator
+from node.drift import DRIFT
 from node.guard import Exchange
 from node.scoring import declared_metrics
 from protos.declaration import Bound, Declaration
+from protos.handover import Kind
 from protos.messages import SCORE, VISIT, Request
 from protos.plan import Plan
 from protos.refusals import Refusal, RefusalCode
@@ -30,11 +34,14 @@ def _declare(message_type: str, plan: str, action: str, site: str, stop: int) ->
         if message_type == VISIT:
             if action not in {stop.action for stop in strategy.itinerary()}:
                 raise Refusal(RefusalCode.PLAN, f"{strategy.name} knows no action {action!r}.")
-            return Exchange(strategy.arrives(action), strategy.declares(action), strategy.takes(action))
+            leaves = strategy.declares(action)
+            if carries_generator(leaves):
+                leaves = replace(leaves, metrics={**leaves.metrics, **COPIES})
+            return Exchange(strategy.arrives(action), leaves, strategy.takes(action))
         if message_type == SCORE:
-            return Exchange(
-                strategy.scoring_schema(site, stop), Declaration(None, declared_metrics(strategy.plan.task))
-            )
+            arrives = strategy.scoring_schema(site, stop)
+            drift = DRIFT if Kind.GENERATOR in arrives.kinds else {}
+            return Exchange(arrives, Declaration(None, {**declared_metrics(strategy.plan.task), **drift}))
         return Exchange(None, Declaration(None, DESCRIPTION), DESCRIBE_ARGS)
     except ValueError as error:  # the network does not fit the task
         raise Refusal(RefusalCode.PLAN, str(error)) from error

@@ -17,6 +17,7 @@ from typing import cast
 from flwr.app import Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from node.copies import carries_generator
 from node.database import open_database
 from node.inspection import (
     arrived_handover,
@@ -188,6 +189,8 @@ class _Passage:
             raise Refusal(RefusalCode.POLICY, "The policy's updates were changed while the work was under way.")
         check_records(records, "metrics", allowed.handover, RefusalCode.REPLY)
         metrics = checked_metrics(records, allowed.metrics)
+        if carries_generator(allowed):
+            self._check_copies(metrics)
         handover = None
         if allowed.handover is not None:
             handover = tensors_of(records, RefusalCode.TENSORS)
@@ -206,6 +209,13 @@ class _Passage:
         policy = Policy.of(self._settings.home)
         policy.narrow(request.plan.strategy.name, declared)
         return policy.updates if holds_update(declared) else None
+
+    def _check_copies(self, metrics: Mapping[str, int | float]) -> None:
+        if "copies" not in metrics:
+            raise Refusal(
+                RefusalCode.METRICS, "A generator would leave whose copies of training images were not counted."
+            )
+        Policy.of(self._settings.home).limit_copies(metrics["copies"])
 
     def _load(self, handover: Handover, manifest: bytes) -> None:
         kind_bytes = {kind: handover.nbytes(kind) for kind in Kind if handover.group(kind)}

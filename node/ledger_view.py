@@ -144,6 +144,8 @@ def _passed(entry: Row[Any]) -> str:
     if metrics:
         shown = ", ".join(f"{name}={value:.6g}" for name, value in islice(metrics.items(), 4))
         parts.append(f"{shown} and {len(metrics) - 4} more metrics" if len(metrics) > 4 else shown)
+    if "copies" in metrics:
+        parts.append(f"{metrics['copies']:.1%} near-copies of training images")
     if entry.privacy is not None:
         release = Release.model_validate_json(entry.privacy)
         parts.append(f"clip {release.clip:g}, noise {release.noise:g}")

@@ -7,6 +7,7 @@
     metrics: [samples, steps, "loss*", "dsc*", "asd*", cases, both_empty, penalised, train, val, test]
     updates: {clip: 1.0, noise: 1.1, delta: 1.0e-5, epsilon: 8.0}  # how gradients are protected, see node/privacy.py
     memory: {cases: 10}               # training cases that a run may keep for rehearsal; 0: no rehearsal
+    copies: {most: 0.05}              # share of a generator's images that may be near-copies, see node/copies.py
 
 A key that is left out does not narrow; without the file everything goes as declared; a file that cannot be read or
 understood refuses everything.
@@ -36,6 +37,12 @@ class MemoryLimit(Record):
     cases: Annotated[int, Field(ge=0)]
 
 
+class CopiesLimit(Record):
+    """`most`: the share of near-copies up to which a generator may leave, in [0, 1]."""
+
+    most: Annotated[float, Field(ge=0, le=1)]
+
+
 class Policy(Record):
     """What a site allows; None narrows nothing."""
 
@@ -45,6 +52,7 @@ class Policy(Record):
     metrics: tuple[str, ...] | None = None
     updates: Updates | None = None
     memory: MemoryLimit | None = None
+    copies: CopiesLimit | None = None
 
     @classmethod
     def of(cls, home: Path) -> "Policy":
@@ -92,6 +100,15 @@ class Policy(Record):
         if kept := [name for name in sorted(declared.metrics) if not self._lets_out(name)]:
             raise Refusal(RefusalCode.POLICY, f"The policy's metrics do not include {', '.join(kept)}.")
         return declared
+
+    def limit_copies(self, share: float) -> None:
+        """Raise Refusal (COPIES) if a generator with this share of near-copies may not leave."""
+        if self.copies is not None and share > self.copies.most:
+            raise Refusal(
+                RefusalCode.COPIES,
+                f"Of the generator's images {share:.1%} are near-copies of training images, but the policy's "
+                f"copies.most is {self.copies.most:g}.",
+            )
 
     def _lets_out(self, metric: str) -> bool:
         return self.metrics is None or any(fnmatchcase(metric, pattern) for pattern in self.metrics)

@@ -142,9 +142,7 @@ def overlay_png(case: TestCase, prediction: NDArray[np.uint8]) -> bytes:
         prediction = np.moveaxis(prediction, axis, -1)
         fullest = int((truth > 0).sum(axis=(0, 1)).argmax())
         image, truth, prediction = image[..., fullest], truth[..., fullest], prediction[..., fullest]
-    low, high = np.percentile(image, (1, 99))
-    grey = np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255
-    canvas = np.moveaxis(grey if len(grey) == 3 else np.repeat(grey[:1], 3, axis=0), 0, -1)
+    canvas = as_colours(image, *np.percentile(image, (1, 99)))
     for number in range(1, len(case.task.classes)):
         colour = np.array(COLOURS[(number - 1) % len(COLOURS)])
         canvas[prediction == number] = 0.6 * canvas[prediction == number] + 0.4 * colour
@@ -152,6 +150,12 @@ def overlay_png(case: TestCase, prediction: NDArray[np.uint8]) -> bytes:
     png = io.BytesIO()
     Image.fromarray(canvas.astype(np.uint8)).save(png, format="PNG")
     return png.getvalue()
+
+
+def as_colours(image: NDArray[np.floating], low: float, high: float) -> NDArray[np.floating]:
+    """[channels, rows, columns] as [rows, columns, 3], `low` at 0 and `high` at 255; the first channel unless 3."""
+    grey = np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255
+    return np.moveaxis(grey if len(grey) == 3 else np.repeat(grey[:1], 3, axis=0), 0, -1)
 
 
 def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -25,6 +25,7 @@ class RefusalCode(IntEnum):
     POLICY = 1011
     POLICY_UNREADABLE = 1012
     PRIVACY_BUDGET = 1013
+    COPIES = 1015
     # the reply, on its way out
     REPLY = 1021
     TENSORS = 1022
@@ -61,6 +62,8 @@ _SENTENCES = MappingProxyType(
         RefusalCode.POLICY_UNREADABLE: "The site's policy.yaml cannot be read, so nothing may leave; mend it there.",
         RefusalCode.PRIVACY_BUDGET: "The site's privacy budget for updates is spent; its people decide in its "
         "policy.yaml whether more may leave.",
+        RefusalCode.COPIES: "The generator makes more near-copies of training images than the site's policy allows, so "
+        "it was kept back; train it for fewer steps or on more cases.",
         RefusalCode.REPLY: "The reply did not hold exactly the declared records, so it was kept back.",
         RefusalCode.TENSORS: "The reply's tensors were not exactly the declared ones, so it was kept back.",
         RefusalCode.NOT_FINITE: "The reply held values that are not finite (training may have diverged), so it was "
