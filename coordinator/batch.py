@@ -139,9 +139,10 @@ def conclude(
 def write_report_of(summary: "RunSummary", home: "Home") -> Path:
     """Write a run's report with its pictures; return the page's path."""
     from coordinator.report import write_report
-    from coordinator.results import overlays
+    from coordinator.results import overlays, replays
 
-    return write_report(summary, home.report(summary.run), overlays(summary, home.folder))
+    place = home.folder
+    return write_report(summary, home.report(summary.run), overlays(summary, place), replays(summary, place))
 
 
 def print_json(document: Any) -> None:

@@ -1,12 +1,15 @@
-"""Comparison of runs as in the papers: which runs make a method, and which values stand in which table."""
+"""Comparison of runs as in the papers: which values stand in which table, and what is drawn beside it."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from coordinator.metrics import DEFINITIONS, Score, all_sites, bwt_by_site, gap_closed, zero_shot
+from coordinator.charts import Bars, Curves
+from coordinator.gap import CEILING, FLOOR, Gap
+from coordinator.learning import COURSES, courses, places
+from coordinator.methods import Methods
+from coordinator.metrics import DEFINITIONS, Score, all_sites, bwt_by_site, zero_shot
 from coordinator.summary import RunSummary
 from coordinator.tables import Column, Comparison, Method, Panel, Stat
 
@@ -14,7 +17,6 @@ TableName = Literal["overview", "mas-lr", "ms-er"]
 SCORES: tuple[Score, ...] = ("dsc", "asd")
 
 _TITLES: Mapping[Score, tuple[str, float]] = {"dsc": ("DSC (%)", 100.0), "asd": ("ASD (mm; pixels for pictures)", 1.0)}
-_FLOOR, _CEILING = "finetune", "joint"  # between which a gap is closed
 _NOTES: Mapping[TableName, tuple[str, ...]] = {
     "mas-lr": ("The ± of the paper's Table 1 is over segmented structures, here it is over runs.",),
     "ms-er": (
@@ -37,12 +39,8 @@ def comparison(runs: Sequence[RunSummary], table: TableName = "overview", *, poo
     experiment is there twice with the same seed (and order).
     """
     _check(runs)
-    settings = {id(run): _settings(run) for run in runs}
-    groups: dict[str, list[RunSummary]] = {}
-    for run in runs:
-        came_to = [len(run.visited), run.complete] if pool else [run.sites, run.visited]
-        groups.setdefault(json.dumps([settings[id(run)], came_to]), []).append(run)
-    for group in groups.values():
+    methods = Methods(runs, pool=pool)
+    for group in methods.groups:
         known: dict[Any, str] = {}
         for run in group:
             if (run.seed, run.sites) in known:
@@ -51,44 +49,51 @@ def comparison(runs: Sequence[RunSummary], table: TableName = "overview", *, poo
                     f"Runs {other} and {run.run} are one experiment with seed {run.seed}; leave one out."
                 )
             known[run.seed, run.sites] = run.run
-    orders = list(dict.fromkeys(run.sites for run in runs))
-    panels = tuple(_panels(table, runs))
-    values = _reader(runs, settings)
-    methods = [
+    gap = Gap(methods)
+    panels = tuple(_panels(table, runs, gap))
+    shown = any(column.kind == "gap" for panel in panels for column in panel.columns)
+    rows = tuple(
         Method(
-            label=_label(group[0], settings, runs, [] if pool else orders),
+            label=methods.label(group[0]),
             runs=tuple(run.run for run in group),
             seeds=tuple(run.seed for run in group),
             values={
                 panel.key: tuple(
-                    Stat.of([values(run, panel.score, column) for run in group]) for column in panel.columns
+                    Stat.of([_value(run, panel.score, column, gap) for run in group]) for column in panel.columns
                 )
                 for panel in panels
             },
+            closed=tuple(gap.closed(run) for run in group) if shown else None,
         )
-        for group in groups.values()
-    ]
-    notes = list(_notes(runs, orders, pool))
-    if any(column.kind == "gap" for panel in panels for column in panel.columns):
-        notes.append(f"Gap closed: (Overall - {_FLOOR}'s) / ({_CEILING}'s - {_FLOOR}'s), run by run; –: no gap.")
-    return Comparison(panels, tuple(methods), (*notes, *_NOTES.get(table, ())))
+        for group in methods.groups
+    )
+    notes = list(_notes(methods, pool))
+    if shown:
+        notes.append(f"Gap closed: (Overall - {FLOOR}'s) / ({CEILING}'s - {FLOOR}'s), run by run; –: no gap.")
+    return Comparison(
+        panels,
+        rows,
+        (*notes, *_NOTES.get(table, ())),
+        words=gap.words() if shown else (),
+        learning=tuple(_learning(methods)),
+        orders=None if pool or table != "overview" else _orders(methods),
+    )
 
 
 # Tables
 
 
-def _panels(table: TableName, runs: Sequence[RunSummary]) -> Iterator[Panel]:
+def _panels(table: TableName, runs: Sequence[RunSummary], gap: Gap) -> Iterator[Panel]:
     first = runs[0]
     match table:
         case "overview":
-            gap = {_FLOOR, _CEILING} <= {run.strategy for run in runs}
             for score in SCORES:
                 better = DEFINITIONS["overall"].better(score)
                 columns = (
                     *(Column("site", site, site, better) for site in first.sites),
                     *(Column("unseen", site, f"{site} (unseen)", better) for site in first.unseen),
                     *(_metric(key, score) for key in DEFINITIONS),
-                    *([Column("gap", "gap", "Gap closed (%)", "higher", 100.0)] if gap else []),
+                    *([Column("gap", "gap", "Gap closed (%)", "higher", 100.0)] if gap.there else []),
                 )
                 title, scale = _TITLES[score]
                 yield Panel(score, title, score, columns, scale)
@@ -113,50 +118,67 @@ def _metric(key: str, score: Score, title: str | None = None) -> Column:
     return Column("metric", key, title or DEFINITIONS[key].title, DEFINITIONS[key].better(score))
 
 
-def _reader(
-    runs: Sequence[RunSummary], settings: Mapping[int, Mapping[str, Any]]
-) -> Callable[[RunSummary, Score, Column], float | None]:
-    """What gives the value of a run in a column of any kind; None where it is undefined."""
-    beside: dict[Any, float | None] = {}  # what surrounds the strategy -> the overall score of floor and ceiling
-
-    def place(run: RunSummary, score: Score, strategy: str) -> Any:
-        frame = {key: value for key, value in settings[id(run)].items() if not key.startswith("strategy.")}
-        return strategy, score, json.dumps([frame, run.seed, run.sites])
-
-    for run in runs:
-        for score in SCORES:
-            beside[place(run, score, run.strategy)] = run.metrics[score]["overall"] if run.complete else None
-
-    def value(run: RunSummary, score: Score, column: Column) -> float | None:
-        R = run.matrix(score)
-        match column.kind:
-            case "metric":
-                return run.metrics[score][column.key]
-            case "gap":
-                better = DEFINITIONS["overall"].better(score)
-                mine = run.metrics[score]["overall"]
-                floor, ceiling = (beside.get(place(run, score, strategy)) for strategy in (_FLOOR, _CEILING))
-                if mine is None or floor is None or ceiling is None or better is None:
-                    return None
-                return gap_closed(mine, floor, ceiling, better)
-            case "bwt":
-                return None if run.order is None else bwt_by_site(R, run.order)[run.columns.index(column.key)]
-            case "zero_shot":
-                return None if run.order is None else _at(zero_shot(R[:, : len(run.sites)], run.order), column)
-            case "all_sites":
-                means = all_sites(R[:, : len(run.sites)])
-                return means[-1] if run.order is None else _at(means, column)
-            case _:
-                final = float(R[-1, run.columns.index(column.key)])
-                return None if np.isnan(final) else final
-
-    return value
+def _value(run: RunSummary, score: Score, column: Column, gap: Gap) -> float | None:
+    """The value of a run in a column of any kind; None where it is undefined."""
+    R = run.matrix(score)
+    match column.kind:
+        case "metric":
+            return run.metrics[score][column.key]
+        case "gap":
+            return gap.closed(run, score)
+        case "bwt":
+            return None if run.order is None else bwt_by_site(R, run.order)[run.columns.index(column.key)]
+        case "zero_shot":
+            return None if run.order is None else _at(zero_shot(R[:, : len(run.sites)], run.order), column)
+        case "all_sites":
+            means = all_sites(R[:, : len(run.sites)])
+            return means[-1] if run.order is None else _at(means, column)
+        case _:
+            final = float(R[-1, run.columns.index(column.key)])
+            return None if np.isnan(final) else final
 
 
 def _at(values: Sequence[float | None], column: Column) -> float | None:
     """The value after the visit that the column names; None where the run has not come so far."""
     visit = int(column.key)
     return values[visit - 1] if visit <= len(values) else None
+
+
+# Pictures
+
+
+def _learning(methods: Methods) -> Iterator[Curves]:
+    """How the gradients' alignment and the loss went on in the last visit, the mean over a method's runs."""
+    for kind in ("alignment", "loss"):
+        lines, lengths = {}, set()
+        for group in methods.groups:
+            last = [found[-1] for run in group if (found := courses(run, kind))]
+            if len(last) == len(group):
+                every = np.array([values for _, values in last])
+                sd = every.std(axis=0, ddof=1) if len(every) > 1 else np.full(every.shape[1], np.nan)
+                lines[methods.label(group[0])] = every.mean(axis=0).tolist(), sd.tolist()
+                lengths |= {stop.metrics.get("steps") for stop, _ in last}
+        if lines:
+            x, across = places(lengths.pop() if len(lengths) == 1 else None)
+            shown = COURSES[kind]
+            yield Curves(f"{shown.title}, last visit", across, shown.up, x.tolist(), lines, shown.limits)
+
+
+def _orders(methods: Methods) -> Bars | None:
+    """The overall DSC of every method by visiting order; None where there is one order."""
+    if len(methods.orders) < 2:
+        return None
+    bars: dict[str, tuple[list[float], list[float]]] = {}
+    for group in methods.groups:
+        stat = Stat.of([run.metrics["dsc"]["overall"] for run in group])
+        empty = [np.nan] * len(methods.orders), [np.nan] * len(methods.orders)
+        means, deviations = bars.setdefault(methods.label(group[0], order=False), empty)
+        if stat is not None:
+            place = methods.order(group[0]) - 1
+            means[place] = stat.mean
+            deviations[place] = np.nan if stat.sd is None else stat.sd
+    names = [f"order {number}" for number in range(1, len(methods.orders) + 1)]
+    return Bars("Overall DSC by visiting order", "DSC", names, bars)
 
 
 # Runs
@@ -186,49 +208,14 @@ def _check(runs: Sequence[RunSummary]) -> None:
             )
 
 
-def _settings(run: RunSummary) -> dict[str, Any]:
-    """Everything in the plan that could change a result, but the seed and the order, with dotted keys."""
-    return dict(_flat("", run.plan.model_dump(mode="json", exclude={"seed", "sites"})))
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key in sorted(value):
-            yield from _flat(f"{prefix}.{key}" if prefix else key, value[key])
-    else:
-        yield prefix, value
-
-
-def _label(
-    run: RunSummary,
-    settings: Mapping[int, Mapping[str, Any]],
-    runs: Sequence[RunSummary],
-    orders: Sequence[tuple[str, ...]],
-) -> str:
-    """The strategy's name, and what sets this run apart: own parameters among runs of the same strategy, all else
-    among all runs, the order, and how far it came."""
-    mine = settings[id(run)]
-    apart = []
-    for key, value in mine.items():
-        rivals = [other for other in runs if not key.startswith("strategy.") or other.strategy == run.strategy]
-        if any(settings[id(other)].get(key) != value for other in rivals):
-            apart.append(f"{key.removeprefix('strategy.')}={value}")
-    if len(orders) > 1:
-        apart.append(f"order {orders.index(run.sites) + 1}")
-    if not run.complete:
-        apart.append(f"{run.status} after {len(run.visited)} visits")
-    return run.strategy + (f" ({', '.join(apart)})" if apart else "")
-
-
-def _notes(runs: Sequence[RunSummary], orders: Sequence[tuple[str, ...]], pool: bool) -> Iterator[str]:
+def _notes(methods: Methods, pool: bool) -> Iterator[str]:
+    runs = methods.runs
     if runs[0].plan.scored != "test":
         yield f"All scores are over {runs[0].plan.scored_cases}, not over test cases."
-    if pool and len(orders) > 1:
+    if pool and len(methods.orders) > 1:
         seeds = len({run.seed for run in runs})
-        yield f"Pooled over {seeds} seed{'s' * (seeds > 1)} and {len(orders)} orders of the visits."
-    elif len(orders) > 1:
-        for number, order in enumerate(orders, 1):
-            yield f"Order {number}: {', '.join(order)}."
+        yield f"Pooled over {seeds} seed{'s' * (seeds > 1)} and {len(methods.orders)} orders of the visits."
+    yield from methods.order_notes()
     if len(scenarios := dict.fromkeys(run.scenario for run in runs)) > 1:
         yield f"The runs come from different scenarios: {', '.join(scenarios)}."
     counts = {tuple(sorted(zip(run.columns, run.cases.tolist(), strict=True))) for run in runs}

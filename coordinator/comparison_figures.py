@@ -1,16 +1,20 @@
-"""Figures of a comparison, as matplotlib Figure objects: tables in the manner of a paper, curves over the visits."""
+"""Figures of a comparison, as matplotlib Figure objects: tables in the manner of a paper, curves and bars."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from coordinator.charts import Bars, Curves
 from coordinator.figures import LIGHT, LINES, MARKERS, canvas, style
 
 LINE = 0.25  # inches
+DASHES = ("-", "--", ":", "-.")  # where colours come again
+HATCHES = ("", "///", "...", "xxx")
 
 
 @dataclass(frozen=True)
@@ -62,29 +66,53 @@ def table(panels: Sequence[TablePanel], notes: Sequence[str]) -> Figure:
     return figure
 
 
-@dataclass(frozen=True)
-class CurvePanel:
-    """Curves over the visits, counted from 1: method -> means and deviations, [visits] each, NaN where undefined."""
-
-    title: str
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-
-
-def over_visits(panels: Sequence[CurvePanel]) -> Figure:
-    """Every method's mean DSC over the visits, with a band of one standard deviation, one panel beside the other."""
+def curves(panels: Sequence[Curves]) -> Figure:
+    """Every method's mean with a band of one standard deviation, one panel beside the other."""
     with style(LIGHT):
         figure, every = canvas(5.4 * len(panels), 3.6, LIGHT, len(panels))
+        named: dict[str, Artist] = {}  # a method may be in some panels only, and has one colour in all of them
+        numbers = {label: number for number, label in enumerate(dict.fromkeys(k for p in panels for k in p.lines))}
         for axes, panel in zip(every, panels, strict=True):
             axes.set_title(panel.title, loc="left", fontsize=9)
-            axes.set(xlabel="visit", ylabel="DSC", ylim=(0, 1.03))
+            axes.set(xlabel=panel.across, ylabel=panel.up)
+            if panel.limits is not None:
+                axes.set_ylim(*panel.limits)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
             axes.grid(axis="y", color=LIGHT.grid, lw=0.6)
-            for number, (label, (means, deviations)) in enumerate(panel.curves.items()):
+            for label, (means, deviations) in panel.lines.items():
+                number = numbers[label]
                 colour, mean, sd = LINES[number % len(LINES)], np.array(means), np.nan_to_num(np.array(deviations))
-                visits = np.arange(1, len(mean) + 1)
-                marker = MARKERS[(number + number // len(LINES)) % len(MARKERS)]
-                axes.plot(visits, mean, color=colour, marker=marker, ms=4, lw=1.6, label=label)
-                axes.fill_between(visits, mean - sd, mean + sd, color=colour, alpha=0.15, lw=0)
-        handles, labels = every[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+                marker = MARKERS[(number + number // len(LINES)) % len(MARKERS)] if panel.marked else ""
+                dash = "-" if panel.marked else DASHES[number // len(LINES) % len(DASHES)]
+                (named[label],) = axes.plot(panel.x, mean, color=colour, ls=dash, marker=marker, ms=4, lw=1.6)
+                axes.fill_between(panel.x, mean - sd, mean + sd, color=colour, alpha=0.15, lw=0)
+        figure.legend(list(named.values()), list(named), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def bars(chart: Bars) -> Figure:
+    """A group of bars per place, one bar per method, error bars of one standard deviation where there are several."""
+    with style(LIGHT):
+        count = len(chart.bars)
+        figure, (axes,) = canvas(float(np.clip(1.5 + 0.32 * (count + 1) * len(chart.groups), 4, 16)), 3.4, LIGHT)
+        middle, width = np.arange(len(chart.groups)), 0.8 / count
+        for number, (label, (means, deviations)) in enumerate(chart.bars.items()):
+            axes.bar(
+                middle + (number - (count - 1) / 2) * width,
+                means,
+                width,
+                yerr=deviations,
+                color=LINES[number % len(LINES)],
+                hatch=HATCHES[number // len(LINES) % len(HATCHES)],
+                edgecolor=LIGHT.paper,
+                ecolor=LIGHT.ink,
+                capsize=2,
+                label=label,
+            )
+        axes.set_title(chart.title, loc="left", fontsize=9)
+        axes.set(ylabel=chart.up, ylim=(0, 1.03))
+        axes.set_xticks(middle, chart.groups)
+        axes.tick_params(axis="x", length=0)
+        axes.grid(axis="y", color=LIGHT.grid, lw=0.6)
+        figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure

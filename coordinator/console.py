@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from coordinator.gap import gap_in_words
 from coordinator.metrics import Score
 from coordinator.report import plain_words
 from coordinator.summary import RunSummary
@@ -25,7 +26,7 @@ def console() -> Console:
 
 
 def print_conclusion(summaries: Sequence[RunSummary], reports: Sequence[Path]) -> None:
-    """The matrices side by side, what was forgotten in plain words, where the reports are."""
+    """The matrices side by side, what was forgotten and what of the gap was closed in words, where the reports are."""
     out = console()
     out.print(Columns([matrix_table(summary, "dsc") for summary in summaries], padding=(0, 4)))
     for summary in summaries:
@@ -33,6 +34,11 @@ def print_conclusion(summaries: Sequence[RunSummary], reports: Sequence[Path]) -
             out.print(f"\n[bold]{escape(summary.plan.strategy.in_words)}[/] (seed {summary.seed})")
         for sentence in plain_words(summary):
             out.print(sentence, markup=False)
+    scored = [summary for summary in summaries if summary.visited]
+    if words := gap_in_words(scored):
+        out.print()
+        for sentence in words:
+            out.print(sentence, markup=False, style="bold")
     if reports:
         out.print()
     for path in reports:

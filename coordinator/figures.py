@@ -5,7 +5,6 @@ apart for colour-blind readers, and every colour is doubled by a marker, a label
 """
 
 import io
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from coordinator.metrics import Score
 from coordinator.summary import RunSummary
@@ -25,7 +24,6 @@ NAMES = {"dsc": "DSC", "asd": "ASD (mm or pixels)"}
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^Dvp"
 _TEXT_CELLS = 16  # above so many rows or columns a heat map has no numbers
-_LINE_SITES = 14  # above so many sites the curves become a band
 _BAR_SITES = 20  # above so many sites the rest share one bar
 
 
@@ -63,7 +61,7 @@ def heat_map(summary: RunSummary, score: Score, theme: Theme = LIGHT) -> Figure:
     width = float(np.clip(1.7 + 0.62 * columns, 3.6, 10.5))
     with style(theme):
         figure, (axes,) = canvas(width, float(np.clip(1.25 + 0.42 * max(rows, 2), 2.1, 9.5)), theme)
-        top = 1.0 if score == "dsc" else _nice(matrix)
+        top = 1.0 if score == "dsc" else nice(matrix)
         shade = mpl.colormaps["cividis" if score == "dsc" else "cividis_r"].with_extremes(bad=theme.empty)
         for part in (slice(0, sites), slice(sites, columns)):
             if rows and part.start < part.stop:
@@ -71,7 +69,7 @@ def heat_map(summary: RunSummary, score: Score, theme: Theme = LIGHT) -> Figure:
                 extent = (place[part.start] - 0.5, place[part.stop - 1] + 0.5, rows - 0.5, -0.5)
                 image = axes.imshow(values, cmap=shade, vmin=0, vmax=top, extent=extent, aspect="auto")
         if rows:
-            bar = figure.colorbar(image, ax=axes, label=_score_name(summary, score), pad=0.02, fraction=0.05)
+            bar = figure.colorbar(image, ax=axes, label=score_name(summary, score), pad=0.02, fraction=0.05)
             bar.ax.tick_params(color=theme.muted, labelcolor=theme.ink)
             bar.outline.set_visible(False)
         axes.set(xlim=(-0.5, place[-1] + 0.5), ylim=(max(rows, 1) - 0.5, -0.5))
@@ -90,7 +88,7 @@ def heat_map(summary: RunSummary, score: Score, theme: Theme = LIGHT) -> Figure:
         slanted = columns > 3 and max(map(len, summary.columns)) > 6
         axes.set_xticks(
             place[shown_columns],
-            [_short(summary.columns[j]) + ("\n(unseen)" if j >= sites else "") for j in shown_columns],
+            [short(summary.columns[j]) + ("\n(unseen)" if j >= sites else "") for j in shown_columns],
             rotation=35 if slanted else 0,
             ha="right" if slanted else "center",
             rotation_mode="anchor" if slanted else "default",
@@ -99,44 +97,6 @@ def heat_map(summary: RunSummary, score: Score, theme: Theme = LIGHT) -> Figure:
         axes.set_ylabel("model after visit")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    return figure
-
-
-def curves(summary: RunSummary, scores: Sequence[Score] = ("dsc", "asd"), theme: Theme = LIGHT) -> Figure:
-    """Every site's score over the visits, one panel per score; the large marker is the site's own visit.
-
-    Unseen sites are dashed. Above 14 sites there are the mean and the range over sites instead.
-    """
-    with style(theme):
-        figure, panels = canvas(5.4 * len(scores), 3.4, theme, len(scores))
-        for axes, score in zip(panels, scores, strict=True):
-            matrix = summary.matrix(score)
-            rows, columns = matrix.shape
-            axes.set(xlabel="visit", ylabel=_score_name(summary, score), xlim=(0.8, max(rows, 1) + 0.2))
-            axes.set_ylim(0, 1.03 if score == "dsc" else _nice(matrix))
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
-            axes.grid(axis="y", color=theme.grid, lw=0.6)
-            visits = np.arange(1, rows + 1)
-            if columns <= _LINE_SITES:
-                ends = []
-                for j, site in enumerate(summary.columns):
-                    colour, marker = LINES[j % len(LINES)], MARKERS[(j + j // len(LINES)) % len(MARKERS)]
-                    unseen = j >= len(summary.sites)
-                    axes.plot(
-                        visits, matrix[:, j], color=colour, ls="--" if unseen else "-", marker=marker, ms=3.5, lw=1.6
-                    )
-                    own = [i for i, row in enumerate(summary.visited) if site in row]
-                    axes.plot(visits[own], matrix[own, j], color=colour, marker=marker, ms=8, ls="", mec=theme.paper)
-                    if rows and not np.isnan(matrix[-1, j]):
-                        ends.append((float(matrix[-1, j]), _short(site) + (" (unseen)" if unseen else ""), colour))
-                _label_ends(axes, rows, ends)
-            else:
-                present = matrix[:, ~np.isnan(matrix).all(axis=0)]
-                axes.fill_between(
-                    visits, np.nanmin(present, 1), np.nanmax(present, 1), color=LINES[0], alpha=0.2, label="all sites"
-                )
-                axes.plot(visits, np.nanmean(present, axis=1), color=LINES[0], lw=1.8, label="mean over sites")
-                axes.legend(frameon=False)
     return figure
 
 
@@ -174,7 +134,7 @@ def traffic(summary: RunSummary, theme: Theme = LIGHT) -> Figure:
         axes.set(xlim=(-1.06 * reach, 1.06 * reach), xlabel=f"← to the site      {name}      from the site →")
         axes.set_ylim(sums.shape[2] - 0.5, -0.5)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
-        axes.set_yticks(range(len(labels)), [_short(label) for label in labels])
+        axes.set_yticks(range(len(labels)), [short(label) for label in labels])
         axes.tick_params(axis="y", length=0)
         axes.axvline(0, color=theme.ink, lw=0.8)
         axes.grid(axis="x", color=theme.grid, lw=0.6)
@@ -211,39 +171,18 @@ def canvas(width: float, height: float, theme: Theme, panels: int = 1) -> tuple[
     return figure, every
 
 
-def _label_ends(axes: Axes, rows: int, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Name every line at its right end, pushed apart so that no two names overlap."""
-    low, high = axes.get_ylim()
-    gap = (high - low) / 16
-    ends = sorted(ends)
-    places = [value for value, _, _ in ends]
-    for k in range(1, len(places)):
-        places[k] = max(places[k], places[k - 1] + gap)
-    ceiling = high
-    for k in reversed(range(len(places))):  # what was pushed over the top comes down again
-        places[k] = min(places[k], ceiling)
-        ceiling = places[k] - gap
-    for place, (value, label, colour) in zip(places, ends, strict=True):
-        axes.annotate(
-            label,
-            (rows, value),
-            xytext=(1.04, (place - low) / (high - low)),
-            textcoords="axes fraction",
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 1.2, "shrinkA": 0, "shrinkB": 4},
-        )
-
-
-def _score_name(summary: RunSummary, score: Score) -> str:
+def score_name(summary: RunSummary, score: Score) -> str:
+    """What an axis of this score is called."""
     return NAMES[score] + ("" if summary.plan.scored == "test" else f", {summary.plan.scored_cases}")
 
 
 def _row_name(summary: RunSummary, row: int) -> str:
     sites = summary.visited[row]
-    return _short(sites[0]) if len(sites) == 1 else f"{len(sites)} sites"
+    return short(sites[0]) if len(sites) == 1 else f"{len(sites)} sites"
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """The name, its middle left out where it is long."""
     return name if len(name) <= 18 else f"{name[:10]}…{name[-7:]}"
 
 
@@ -263,7 +202,7 @@ def _thinned(count: int, most: int = 24) -> list[int]:
     return list(range(0, count, max(1, -(-count // most))))
 
 
-def _nice(matrix: np.ndarray) -> float:
+def nice(matrix: np.ndarray) -> float:
     """An upper end for an axis of distances: a little above the largest."""
     return 1.05 * float(np.nanmax(matrix, initial=0.0)) or 1.0
 

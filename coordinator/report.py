@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coordinator.learning import COPIES, COURSES, courses, scalars
 from coordinator.metrics import DEFINITIONS, Score
-from coordinator.summary import RunSummary, Traffic
+from coordinator.summary import DRIFTS, RunSummary, Traffic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Overlay = tuple[str, int, bytes]  # site, visit (from 1), PNG
+Sample = tuple[str, int, bytes]  # site, visit (from 1), PNG
 
 CONVENTIONS = (
     "DSC is the mean over a site's scored cases, per class; the matrix shows the mean over classes.",
@@ -56,13 +57,16 @@ def plain_words(summary: RunSummary) -> list[str]:
     return said + _unfinished(summary)
 
 
-def write_report(summary: RunSummary, folder: Path, overlays: Sequence[Overlay] = ()) -> Path:
+def write_report(
+    summary: RunSummary, folder: Path, overlays: Sequence[Sample] = (), replays: Sequence[Sample] = ()
+) -> Path:
     """Write `report.html`, `matrix_dsc.png`, `matrix_asd.png`, `curves.png`, `scores.csv` and `run.json` to `folder`.
 
-    overlays: sample pictures to embed; hand in those of synthetic sites only. The folder is made when it is missing,
-    files of an earlier report are replaced. Returns the page's path.
+    overlays: segmented samples to embed, replays: real images above replayed ones; hand in those of synthetic sites
+    only. The folder is made when it is missing, files of an earlier report are replaced. Returns the page's path.
     """
-    from coordinator import figures
+    from coordinator.figures import png
+    from coordinator.line_figures import scores_over_visits
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps(summary.document(), allow_nan=False) + "\n")
@@ -70,9 +74,9 @@ def write_report(summary: RunSummary, folder: Path, overlays: Sequence[Overlay] 
     pictures = _pictures(summary)
     for name in ("matrix_dsc", "matrix_asd"):
         (folder / f"{name}.png").write_bytes(pictures[name].light)
-    (folder / "curves.png").write_bytes(figures.png(figures.curves(summary)))
+    (folder / "curves.png").write_bytes(png(scores_over_visits(summary)))
     page = folder / "report.html"
-    page.write_text(_page(summary, pictures, overlays), encoding="utf-8")
+    page.write_text(_page(summary, pictures, overlays, replays), encoding="utf-8")
     return page
 
 
@@ -151,7 +155,9 @@ def _write_scores(summary: RunSummary, path: Path) -> None:
                 out.writerow([*cell, "penalised", "", int(summary.penalised[i, j])])
 
 
-def _page(summary: RunSummary, pictures: Mapping[str, _Picture], overlays: Sequence[Overlay]) -> str:
+def _page(
+    summary: RunSummary, pictures: Mapping[str, _Picture], overlays: Sequence[Sample], replays: Sequence[Sample]
+) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -179,11 +185,17 @@ def _page(summary: RunSummary, pictures: Mapping[str, _Picture], overlays: Seque
         by_kind=[(kind, *_total(row for row in summary.traffic if row.kind == kind)) for kind in kinds],
         by_site=[(site, *_total(rows)) for site, rows in by_site.items()],
         overlays=overlays,
+        replays=replays,
+        drifts=_drift_rows(summary) if summary.drifts else {},
+        copies=[stop for stop in summary.stops if any(name in stop.metrics for name in COPIES)],
+        similarities=COPIES,
+        courses={kind: course for kind, course in COURSES.items() if f"course_{kind}" in pictures},
+        scalars=scalars,
     )
 
 
 def _pictures(summary: RunSummary) -> dict[str, _Picture]:
-    from coordinator import figures
+    from coordinator import figures, line_figures
 
     def picture(draw: "Callable[[figures.Theme], Figure]") -> _Picture:
         light, dark = draw(figures.LIGHT), draw(figures.DARK)
@@ -192,8 +204,14 @@ def _pictures(summary: RunSummary) -> dict[str, _Picture]:
     scores: tuple[Score, ...] = ("dsc", "asd")
     return {
         **{f"matrix_{score}": picture(partial(figures.heat_map, summary, score)) for score in scores},
-        **{f"curves_{score}": picture(partial(figures.curves, summary, (score,))) for score in scores},
+        **{f"curves_{score}": picture(partial(line_figures.scores_over_visits, summary, (score,))) for score in scores},
         "traffic": picture(partial(figures.traffic, summary)),
+        **({"drift": picture(partial(line_figures.drift_over_visits, summary))} if summary.drifts else {}),
+        **{
+            f"course_{kind}": picture(partial(line_figures.course_over_steps, summary, kind))
+            for kind in COURSES
+            if courses(summary, kind)
+        },
     }
 
 
@@ -210,6 +228,14 @@ def _final_rows(summary: RunSummary) -> list[dict[str, Any]]:
         }
         for j, site in enumerate(summary.columns if summary.visited else ())
     ]
+
+
+def _drift_rows(summary: RunSummary) -> dict[str, list[tuple[str, list[float]]]]:
+    """Per statistic: every site that was replayed, with the drift after each visit, NaN before its own."""
+    replayed = [j for j in range(len(summary.columns)) if not np.isnan(summary.drift[:, j]).all()]
+    return {
+        name: [(summary.columns[j], summary.drift[:, j, i].tolist()) for j in replayed] for i, name in enumerate(DRIFTS)
+    }
 
 
 def _total(rows: Iterable[Traffic]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from coordinator.scenario import Scenario
 from coordinator.store import Run, ScoreRow, StopRow
-from coordinator.summary import RunSummary, Stop, Traffic
+from coordinator.summary import DRIFTS, RunSummary, Stop, Traffic
 
 
 def summarise(run: Run) -> RunSummary:
@@ -23,8 +23,8 @@ def summarise(run: Run) -> RunSummary:
     def grid(key: str, missing: float) -> list[list[float]]:
         return [[(scores.get((stop.index, site)) or {}).get(key, missing) for site in columns] for stop in scored]
 
-    def per_class(score: str) -> np.ndarray:
-        layers = [grid(f"{score}.{number}", np.nan) for number in classes]
+    def stacked(*keys: str) -> np.ndarray:
+        layers = [grid(key, np.nan) for key in keys]
         return np.array(layers, float).reshape(len(layers), len(scored), len(columns)).transpose(1, 2, 0)
 
     def counts(key: str) -> np.ndarray:
@@ -40,11 +40,12 @@ def summarise(run: Run) -> RunSummary:
         unseen=unseen,
         stops=tuple(_stop(row) for row in run.stops),
         visited=tuple(tuple(stop.sites) for stop in scored),
-        dsc=per_class("dsc"),
-        asd=per_class("asd"),
+        dsc=stacked(*(f"dsc.{number}" for number in classes)),
+        asd=stacked(*(f"asd.{number}" for number in classes)),
         both_empty=counts("both_empty"),
         penalised=counts("penalised"),
         cases=cases.max(axis=0, initial=0),
+        drift=stacked(*(f"drift_{name}" for name in DRIFTS)),
         traffic=_traffic(run.stops, run.scores),
         seconds=run.seconds,
         weights_sha256=done[-1].weights_sha256 if done else None,
@@ -54,16 +55,25 @@ def summarise(run: Run) -> RunSummary:
 
 
 def overlays(summary: RunSummary, home: Path) -> list[tuple[str, int, bytes]]:
-    """The pictures that the nodes of synthetic sites left in their own folders: site, visit from 1, PNG.
+    """The samples that the nodes of synthetic sites left in their own folders: site, visit from 1, PNG.
 
     Only those after each site's own visit and after the last, so that a page stays small.
     """
+    return _left_at_nodes(summary, home, "overlays")
+
+
+def replays(summary: RunSummary, home: Path) -> list[tuple[str, int, bytes]]:
+    """The pictures of real above replayed images that the nodes of synthetic sites left, chosen as `overlays` does."""
+    return _left_at_nodes(summary, home, "replays")
+
+
+def _left_at_nodes(summary: RunSummary, home: Path, kind: str) -> list[tuple[str, int, bytes]]:
     found = []
     rows = [stop.index for stop in summary.stops if stop.status == "done"]
     for site in summary.columns:
         own = [visit for visit, sites in enumerate(summary.visited) if site in sites]
         for visit in sorted({*own, len(rows) - 1}):
-            path = home / "nodes" / site / "overlays" / summary.run / f"{rows[visit]:04d}.png" if rows else home
+            path = home / "nodes" / site / kind / summary.run / f"{rows[visit]:04d}.png" if rows else home
             if path.is_file():
                 found.append((site, visit + 1, path.read_bytes()))
     return found

@@ -12,6 +12,7 @@ from coordinator.metrics import Matrix, Score, evaluate
 from protos.plan import Plan
 
 StopStatus = Literal["pending", "running", "done", "failed", "skipped"]
+DRIFTS = ("mean", "std", "edge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ class RunSummary:
     both_empty: NDArray[np.int64]  # [rows, columns]: (case, class) pairs with neither truth nor prediction
     penalised: NDArray[np.int64]  # [rows, columns]: (case, class) pairs with only one of the two
     cases: NDArray[np.int64]  # [columns]: scored cases
+    drift: NDArray[np.float64]  # [rows, columns, 3]: DRIFTS of a site's replay, in its own standard deviations
     traffic: tuple[Traffic, ...]
     seconds: float
     weights_sha256: str | None  # of the final handover's weights; None before the first visit
@@ -92,6 +94,7 @@ class RunSummary:
             "both_empty": (rows, columns),
             "penalised": (rows, columns),
             "cases": (columns,),
+            "drift": (rows, columns, len(DRIFTS)),
         }
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
@@ -137,6 +140,11 @@ class RunSummary:
         return sum(row.sent + row.received for row in self.traffic)
 
     @cached_property
+    def drifts(self) -> bool:
+        """Whether there are replays whose drift was measured."""
+        return not np.isnan(self.drift).all()
+
+    @cached_property
     def order(self) -> tuple[int, ...] | None:
         """The column that each row visited; None where a row stands for several sites, or a site for several rows."""
         visited = [row[0] for row in self.visited if len(row) == 1]
@@ -159,7 +167,7 @@ class RunSummary:
     def document(self) -> dict[str, Any]:
         """The JSON document of the run; scores that do not exist and undefined metrics are null.
 
-        A run that is scored on other than test cases says so under `scored`.
+        A run that is scored on other than test cases says so under `scored`; `drift` is there where replays drifted.
         """
         return {
             "run": self.run,
@@ -171,6 +179,7 @@ class RunSummary:
             **({} if self.plan.scored == "test" else {"scored": self.plan.scored}),
             "matrix": {score: _nullable(self.matrix(score)) for score in self.metrics},
             "metrics": {score: dict(values) for score, values in self.metrics.items()},
+            **({"drift": {d: _nullable(self.drift[..., i]) for i, d in enumerate(DRIFTS)}} if self.drifts else {}),
             "weights_sha256": self.weights_sha256,
             "traffic_bytes": self.traffic_bytes,
             "seconds": self.seconds,

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordinator.charts import Bars, Curves
 from coordinator.metrics import Better, Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
-
-    from coordinator.comparison_figures import CurvePanel
 
 _DRAWN_COLUMNS = 24  # a wider picture shows the metrics alone
 _ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
@@ -76,6 +75,7 @@ class Method:
     runs: tuple[str, ...]
     seeds: tuple[int, ...]  # of the runs; one may be there once per order
     values: Mapping[str, tuple[Stat | None, ...]]
+    closed: tuple[float | None, ...] | None = None  # per run the share of the gap in overall DSC, where there is one
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,9 @@ class Comparison:
     panels: tuple[Panel, ...]
     methods: tuple[Method, ...]
     notes: tuple[str, ...]
+    words: tuple[str, ...] = ()  # what the tables come to, in sentences
+    learning: tuple[Curves, ...] = ()  # drawn only
+    orders: Bars | None = None  # drawn only: the overall column by visiting order
 
     def best(self, panel: Panel, column: int) -> set[int]:
         """The methods with the best mean in a column; none when there is nothing to choose from."""
@@ -115,6 +118,7 @@ class Comparison:
                     "label": method.label,
                     "runs": list(method.runs),
                     "seeds": list(method.seeds),
+                    **({} if method.closed is None else {"gap_closed": list(method.closed)}),
                     **{
                         panel.key: [
                             stat and {"mean": stat.mean, "sd": stat.sd, "n": stat.n}
@@ -125,6 +129,7 @@ class Comparison:
                 }
                 for method in self.methods
             ],
+            "words": list(self.words),
             "notes": list(self.notes),
         }
 
@@ -150,12 +155,15 @@ class Comparison:
             for row in grid[1:]:
                 table.add_row(*(Text(cell, style="bold" if cell.startswith("* ") else "") for cell in row))
             console.print(table)
+        for sentence in self.words:
+            console.print(Text(sentence))
         for note in self.footnotes():
             console.print(Text(note, style="dim"))
 
     def write(self, folder: Path) -> tuple[Path, ...]:
-        """Write `comparison.png`, `.md`, `.csv` and `.json`, and `curves.png` if there are any; return the paths."""
-        from coordinator.comparison_figures import over_visits
+        """Write `comparison.png`, `.md`, `.csv` and `.json`, and where there are any `curves.png` (over visits),
+        `learning.png` (over steps) and `orders.png` (by visiting order); return the paths."""
+        from coordinator.comparison_figures import bars, curves
         from coordinator.figures import png
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,12 +173,16 @@ class Comparison:
         with table.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(self._lines())
         document.write_text(json.dumps(self.document(), allow_nan=False) + "\n", encoding="utf-8")
-        curves = [self._curves(panel) for panel in self.panels if panel.drawn]
-        if not curves:
-            return image, page, table, document
-        drawn = folder / "curves.png"
-        drawn.write_bytes(png(over_visits(curves)))
-        return image, page, table, document, drawn
+        pictures: dict[Path, Figure] = {}
+        if over_visits := [self._over_visits(panel) for panel in self.panels if panel.drawn]:
+            pictures[folder / "curves.png"] = curves(over_visits)
+        if self.learning:
+            pictures[folder / "learning.png"] = curves(self.learning)
+        if self.orders is not None:
+            pictures[folder / "orders.png"] = bars(self.orders)
+        for path, picture in pictures.items():
+            path.write_bytes(png(picture))
+        return image, page, table, document, *pictures
 
     def grid(self, panel: Panel, mark: str = "* {}") -> list[list[str]]:
         """Header and rows as text; the best of a column is put into `mark`."""
@@ -216,6 +228,8 @@ class Comparison:
             yield "|---" + "|---:" * (len(header) - 1) + "|"
             yield from (f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
             yield ""
+        if self.words:
+            yield from (*(f"- {sentence}" for sentence in self.words), "")
         yield from (f"- {note}" for note in self.footnotes("Bold"))
         yield ""
 
@@ -234,11 +248,12 @@ class Comparison:
         notes = self.footnotes("Bold")
         return table(drawn, [*notes, f"The {left_out} sites stand in comparison.csv."] if left_out else notes)
 
-    def _curves(self, panel: Panel) -> "CurvePanel":
-        from coordinator.comparison_figures import CurvePanel
-
-        return CurvePanel(
+    def _over_visits(self, panel: Panel) -> Curves:
+        return Curves(
             panel.title,
+            "visit",
+            "DSC",
+            range(1, len(panel.columns) + 1),
             {
                 method.label: (
                     [stat.mean if stat else math.nan for stat in method.values[panel.key]],
@@ -246,4 +261,6 @@ class Comparison:
                 )
                 for method in self.methods
             },
+            limits=(0, 1.03),
+            marked=True,
         )

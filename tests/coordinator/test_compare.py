@@ -47,6 +47,7 @@ def run(
         "both_empty": np.zeros((rows, columns), int),
         "penalised": np.zeros((rows, columns), int),
         "cases": np.full(columns, 5),
+        "drift": np.full((rows, columns, 3), NAN),
         "traffic": (),
         "seconds": 1.0,
         "weights_sha256": None,

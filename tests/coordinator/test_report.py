@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coordinator import figures
+from coordinator import figures, line_figures
 from coordinator.report import plain_words, write_report
 from coordinator.summary import RunSummary, Stop, Traffic
 from protos.plan import Plan, Split, StrategyChoice, Task
@@ -53,6 +53,7 @@ def summary(dsc, sites, unseen=(), visited=None, classes=CLASSES, **changes) -> 
         "both_empty": np.zeros((rows, columns), int),
         "penalised": np.zeros((rows, columns), int),
         "cases": np.full(columns, 7),
+        "drift": np.full((rows, columns, 3), NAN),
         "traffic": tuple(Traffic(site=site, kind="weights", sent=2000, received=1000) for site in sites),
         "seconds": 83.0,
         "weights_sha256": "ab" * 32,
@@ -282,7 +283,11 @@ def test_hostile_names_are_only_text(tmp_path):
 def test_figures_for_few_and_for_many_sites(sites, theme):
     names = [f"hospital number {number} of the land" for number in range(sites)]
     run = summary(np.linspace(0, 1, sites * (sites + 1)), names, ["west"])
-    for figure in (figures.heat_map(run, "dsc", theme), figures.curves(run, theme=theme), figures.traffic(run, theme)):
+    for figure in (
+        figures.heat_map(run, "dsc", theme),
+        line_figures.scores_over_visits(run, theme=theme),
+        figures.traffic(run, theme),
+    ):
         image = Image.open(io.BytesIO(figures.png(figure))).convert("RGB")
         assert len(set(image.resize((64, 64)).tobytes())) > 8
         assert max(image.size) < 4000
@@ -293,7 +298,7 @@ def test_figures_show_missing_cells_and_single_rows(individual, joint):
         texts = [text.get_text() for axes in figures.heat_map(run, "dsc").axes for text in axes.texts]
         assert texts.count("–") == int(np.isnan(run.matrix("dsc")).sum())
         assert "0.90" in texts
-        figures.png(figures.curves(run))
+        figures.png(line_figures.scores_over_visits(run))
 
 
 def test_the_same_run_gives_the_same_page(forgetful, written, tmp_path):
