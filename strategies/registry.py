@@ -14,6 +14,7 @@ STRATEGIES: dict[str, str] = {
     "joint": "strategies.baselines.joint:Joint",
     "joint-fedavg": "strategies.baselines.joint_fedavg:JointFedAvg",
     "replay": "strategies.rehearsal.replay:Replay",
+    "smg": "strategies.generative.smg:SMG",
     "l2": "strategies.regularisation.l2:L2",
     "dropout": "strategies.regularisation.dropout:Dropout",
     "ewc": "strategies.regularisation.ewc:EWC",

@@ -20,7 +20,7 @@ from strategies.gathering import Average, Gathering, PlainVisit, Stop
 from strategies.losses import segmentation_loss
 from strategies.randomness import derive
 from strategies.replayer import Replayer
-from strategies.training import train
+from strategies.training import backward, train
 from strategies.visit import Departure, Visit, seeded
 
 COUNT = Bound(0, 1e9)
@@ -140,7 +140,7 @@ class Strategy:
             model,
             self.plan.training,
             visit,
-            loss=lambda batch: self.loss(model, batch, notes),
+            gradients=backward(lambda batch: self.loss(model, batch, notes)),
             accept=self.acceptance(model, notes),
         )
         return Departure(self.leave(visit, model, notes), metrics)

@@ -14,6 +14,21 @@ OPTIMIZER = "optimizer/"  # marks a tensor as the state of an optimizer
 MOST_SAMPLES = 10**9  # of a site
 
 
+# Sets the `.grad` of all parameters for the batch of a step (from 0), and returns the loss.
+Gradients = Callable[[Batch, int], Tensor]
+
+
+def backward(loss: Callable[[Batch], Tensor]) -> Gradients:
+    """The gradient of a scalar loss."""
+
+    def gradients(batch: Batch, step: int) -> Tensor:
+        value = loss(batch)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    return gradients
+
+
 def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
     """The plan's optimizer over all parameters of `model`, with fresh state."""
     parameters = list(model.parameters())
@@ -86,16 +101,16 @@ def train(
     training: Training,
     visit: Visit,
     *,
-    loss: Callable[[Batch], Tensor],
+    gradients: Gradients,
     accept: Callable[[list[Tensor]], None] | None = None,
     first_step: int = 0,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> dict[str, int | float]:
     """Take the plan's optimizer steps on `model`, in place, going on from a checkpoint where there is one.
 
-    `accept` is called after each step with the parameters before it. `first_step` is the place of this visit's first
-    step in the site's stream of batches. `optimizer` is one over the model's parameters whose state goes on; without,
-    it is fresh. Returns the metrics of VISIT_METRICS.
+    `gradients` gives every step its direction. `accept` is called after each step with the parameters before it.
+    `first_step` is the place of this visit's first step in the site's stream of batches. `optimizer` is one over the
+    model's parameters whose state goes on; without, it is fresh. Returns the metrics of VISIT_METRICS.
     """
     steps = visit_steps(training, len(visit.train))
     optimizer = optimizer or make_optimizer(training, model)
@@ -112,8 +127,7 @@ def train(
             batch = draw(visit, (first_step + step) * training.batch_size, training.batch_size, training.patches)
             torch.manual_seed(visit.seeds("step", first_step + step))  # dropout and whatever else a model draws
             optimizer.zero_grad(set_to_none=True)
-            value = loss(batch)
-            value.backward()  # type: ignore[no-untyped-call]
+            value = gradients(batch, step)
             before = [p.detach().clone() for p in parameters] if accept else []
             set_learning_rate(optimizer, learning_rate(training, step, steps, visit.first))
             optimizer.step()

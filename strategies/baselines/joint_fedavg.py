@@ -15,7 +15,7 @@ from protos.handover import Handover, Kind
 from protos.plan import Record
 from strategies.gathering import Ask, Average, Gathering, Reply, Stop
 from strategies.strategy import Strategy
-from strategies.training import learning_rate, most_steps, stretch, train, visit_steps
+from strategies.training import backward, learning_rate, most_steps, stretch, train, visit_steps
 from strategies.visit import Departure, Visit
 
 
@@ -67,7 +67,7 @@ class JointFedAvg(Strategy):
             model,
             training.model_copy(update={"batch_size": int(visit.args["batch_size"])}),
             visit,
-            loss=lambda batch: self.loss(model, batch, None),
+            gradients=backward(lambda batch: self.loss(model, batch, None)),
             first_step=int(visit.args["first_step"]),
         )
         return Departure(Handover.of(weights=model.state_dict()), metrics)

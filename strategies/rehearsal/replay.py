@@ -20,6 +20,7 @@ from strategies.gradients import Descent, add, departure, no_update, update, upd
 from strategies.strategy import VISIT_METRICS, Strategy, specs
 from strategies.training import (
     OPTIMIZER,
+    backward,
     learning_rate,
     make_optimizer,
     most_steps,
@@ -151,7 +152,7 @@ class Replay(Strategy):
             model,
             training,
             visit,
-            loss=lambda batch: self.loss(model, batch, None),
+            gradients=backward(lambda batch: self.loss(model, batch, None)),
             first_step=int(visit.args["position"]),
             optimizer=optimizer,
         )

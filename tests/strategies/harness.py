@@ -32,6 +32,13 @@ VIVID: Mapping[str, Mapping[str, Any]] = {
     "replay": {"cases": 2},
     "ewc": {"strength": 1e3},
     "mas-fix": {"share": 0.4},
+    "smg": {
+        "generator": {"channels": [8, 8]},
+        "generator_steps": 3,
+        "generator_batch": 3,
+        "evaluations": 2,
+        "replays": 3,
+    },
 }
 
 

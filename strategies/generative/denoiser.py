@@ -1,0 +1,137 @@
+"""The network of Site-Modulated Diffusion (SMG-Learning, Sec. III-C): MONAI's diffusion U-Net, told mask and site.
+
+Mask channels stand clean beside the noisy image channels; a site's prompt is added to the time embedding, which is what
+MONAI's class embedding does.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from monai.networks.utils import pixelshuffle, pixelunshuffle
+from pydantic import model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from protos.plan import PositiveInt, Record, Task
+from strategies.randomness import derive
+from strategies.visit import seeded
+
+PROMPT = 512  # floats; the paper's, whose time embedding is as wide
+
+
+class GeneratorChoice(Record):
+    """The denoiser's size; the paper's (Sec. IV-B) begins with 128 channels and attends at 16 x 16 pixels.
+
+    `unshuffle` folds squares (cubes) of so many pixels into channels first, which makes a small generator fast.
+    """
+
+    channels: tuple[PositiveInt, ...] = (32, 64, 96)  # per level, finest first; multiples of 8
+    attention: tuple[bool, ...] | None = None  # per level; None: only in the middle, where MONAI always attends
+    blocks: PositiveInt = 1  # residual ones per level
+    unshuffle: Literal[1, 2, 4] = 2
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if not self.channels or any(number % 8 for number in self.channels):
+            raise ValueError("channels must be multiples of 8, at least one")
+        if self.attention is not None and len(self.attention) != len(self.channels):
+            raise ValueError("attention needs one truth value per level of channels")
+        return self
+
+
+class Prompts(nn.Module):
+    """One learnable vector per site, brought to the width of the time embedding where that is another."""
+
+    def __init__(self, sites: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(sites, PROMPT))
+        self.project: nn.Module = nn.Identity()
+        if width != PROMPT:
+            self.project = linear = nn.Linear(PROMPT, width, bias=False)
+            nn.init.normal_(linear.weight, std=PROMPT**-0.5)  # a prompt of N(0, 1) stays one
+
+    def forward(self, site: Tensor) -> Tensor:
+        """int64 [N] -> [N, width]."""
+        found: Tensor = self.project(self.table[site])
+        return found
+
+
+class Denoiser(nn.Module):
+    """From noisy image, clean mask, noise level and site to the image without its noise, or to the noise."""
+
+    def __init__(self, task: Task, choice: GeneratorChoice, sites: int) -> None:
+        """`sites`: of the plan, visited or not. Raises ValueError, in one sentence, when task.size does not fit."""
+        super().__init__()
+        factor = choice.unshuffle * 2 ** (len(choice.channels) - 1)
+        if any(size % factor for size in task.size):
+            raise ValueError(
+                f"strategy.generator: unshuffle {choice.unshuffle} and {len(choice.channels)} levels need every number "
+                f"of task.size {list(task.size)} to be a multiple of {factor}; use fewer levels or another size."
+            )
+        self._dims, self._fold, self._classes = task.dims, choice.unshuffle, len(task.classes)
+        folded = choice.unshuffle**task.dims
+        self.unet = DiffusionModelUNet(
+            spatial_dims=task.dims,
+            in_channels=(task.channels + self._classes - 1) * folded,
+            out_channels=task.channels * folded,
+            num_res_blocks=choice.blocks,
+            channels=choice.channels,
+            attention_levels=choice.attention or (False,) * len(choice.channels),
+            norm_num_groups=8,
+            num_head_channels=tuple(8 if number % 32 else 32 for number in choice.channels),
+            num_class_embeds=sites,
+            use_flash_attention=True,
+        )
+        del self.unet.class_embedding  # so that the prompts come last among the parameters
+        self.unet.class_embedding = Prompts(sites, 4 * choice.channels[0])
+
+    @property
+    def prompts(self) -> Prompts:
+        """The sites' prompts."""
+        found = self.unet.class_embedding
+        assert isinstance(found, Prompts)
+        return found
+
+    def forward(self, noisy: Tensor, label: Tensor, k: Tensor, site: Tensor) -> Tensor:
+        """noisy [N, channels, *size], label int64 [N, 1, *size], k and site int64 [N] -> like `noisy`."""
+        mask = functional.one_hot(label[:, 0], self._classes).movedim(-1, 1)[:, 1:]
+        given = torch.cat([noisy, mask.to(noisy.dtype) * 2 - 1], dim=1)  # the mask stays clean
+        if self._fold > 1:
+            given = pixelunshuffle(given, self._dims, self._fold)
+        found: Tensor = self.unet(given, k, class_labels=site)
+        return pixelshuffle(found, self._dims, self._fold) if self._fold > 1 else found
+
+
+def fresh_denoiser(
+    task: Task,
+    choice: GeneratorChoice,
+    sites: Sequence[str],
+    seed: int,
+    vectors: Mapping[str, Sequence[float]] | None = None,
+) -> Denoiser:
+    """The denoiser as the run's seed gives it, whose prompts follow from the sites' names and not their order.
+
+    `vectors` are prompts of PROMPT numbers by site, instead of those that the seed gives.
+    """
+    with seeded(derive(seed, "generator")):
+        denoiser = Denoiser(task, choice, len(sites))
+    with torch.no_grad():
+        for row, site in enumerate(sites):
+            if vectors is not None:
+                denoiser.prompts.table[row] = torch.tensor(vectors[site])
+            else:
+                own = torch.Generator().manual_seed(derive(seed, "prompt", site))
+                denoiser.prompts.table[row] = torch.randn(PROMPT, generator=own)
+    return denoiser
+
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Mixed precision on `device`; `auto` is bfloat16 where the processor has it."""
+    has = torch.cpu.get_capabilities().get("avx512_bf16", False) if device.type == "cpu" else True
+    wanted = precision == "bfloat16" or (precision == "auto" and bool(has))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)

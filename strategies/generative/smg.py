@@ -1,0 +1,261 @@
+"""SMG-Learning (Xu et al. 2024, arXiv 2406.18037): Dual-Meta on the incoming site and on replays of the earlier ones.
+
+A visit: replay every earlier site with the arrived generator and prompts (`smd.py`), train the segmentation network by
+Dual-Meta (`dual_meta.py`), update generator and prompts, hand over all three. No code was released; what the paper
+leaves open is said where it is decided.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from statistics import fmean
+from typing import Annotated, Literal
+
+import torch
+from monai.losses import DiceCELoss
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from protos.declaration import Bound, Declaration
+from protos.handover import Handover, HandoverSchema, Kind, TensorSpec
+from protos.plan import Plan
+from strategies.data import Batch
+from strategies.generative.denoiser import PROMPT
+from strategies.generative.dual_meta import Alignment, Pair, draw_split, dual_meta
+from strategies.generative.smd import DiffusionParameters, Replay, SiteModulatedDiffusion, SiteReplayer, replace_site
+from strategies.losses import segmentation_loss
+from strategies.strategy import LOSS, VISIT_METRICS, Strategy, UnknownParameter
+from strategies.training import backward, train, visit_steps
+from strategies.visit import Checkpoint, Departure, Visit
+
+CURVE = 20  # points that a visit's curves are given in
+_TOGETHER = 16  # replays that are labelled in one batch
+_CURVES: Mapping[str, Bound] = {"loss": LOSS, "replay_loss": LOSS, "alignment": Bound(-1, 1), "generator_loss": LOSS}
+
+
+class SMGParameters(DiffusionParameters):
+    """gamma and beta are the paper's; at them the look-aheads change an update by about a percent."""
+
+    gamma: Annotated[float, Field(ge=0)] = 5e-5
+    beta: Annotated[float, Field(ge=0)] = 5e-4
+    # what is aligned: the incoming site's gradient with the replay's, those of random halves of both. Without one of them
+    # it is the paper's "w/o orientation" or "w/o arbitrary", without both the naive sum of the two losses.
+    orientation: bool = True
+    arbitrary: bool = True
+    # the labels that the segmentation network learns a replay with: the mask it was made from (the paper), or what the
+    # arrived network says of it, as classes or as probabilities
+    replay_labels: Literal["mask", "arrived", "arrived_soft"] = "arrived_soft"
+
+    @model_validator(mode="after")
+    def _prompts_given(self) -> "SMGParameters":
+        if (self.prompts == "fixed") != (self.vectors is not None):
+            raise ValueError("prompts: fixed needs vectors, and learnable prompts take none")
+        return self
+
+
+class SMG(Strategy):
+    """Weights, one generator and one prompt per site travel; replays are made where they are used and stay there."""
+
+    name = "smg"
+    summary = "aligned gradients on the incoming site and on diffusion replays of the earlier ones"
+    source = "Xu et al. 2024 (SMG-Learning)"
+    carries = frozenset({Kind.WEIGHTS, Kind.GENERATOR, Kind.PROMPTS})
+    Parameters = SMGParameters
+
+    parameters: SMGParameters
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        if plan.task.soft:
+            raise UnknownParameter("strategy.name: smg replays masks of classes; set task.soft to false.")
+        if (vectors := self.parameters.vectors) is not None:
+            _check_vectors(vectors, plan.sites)
+        self._diffusion = SiteModulatedDiffusion(plan, self.parameters)
+
+    def schema(self) -> HandoverSchema:
+        """Weights, generator and prompts."""
+        return HandoverSchema({**super().schema().tensors, **_present(self._diffusion.schema())})
+
+    def first_handover(self) -> Handover:
+        """Network and generator as initialised from the run's seed."""
+        generator = self._diffusion.first()
+        return replace(super().first_handover(), generator=generator.generator, prompts=generator.prompts)
+
+    def declares(self, action: str) -> Declaration:
+        """The handover, and the visit's curves."""
+        curves = {f"{name}.{point:02}": bound for name, bound in _CURVES.items() for point in range(CURVE)}
+        return Declaration(self.schema(), {**VISIT_METRICS, **curves})
+
+    def scoring_kinds(self, site: str, stop: int) -> frozenset[Kind]:
+        """A site that has been visited is sent the generator too, and measures how far its replay has drifted."""
+        visited = self.plan.sites[: stop + 1]
+        return self.carries if site in visited else frozenset({Kind.WEIGHTS})
+
+    def replayer(self, handover: Handover, device: torch.device) -> SiteReplayer | None:
+        """The handover's generator, if it has one."""
+        return self._diffusion.replayer(handover, device) if handover.generator else None
+
+    def visit(self, visit: Visit) -> Departure:
+        """Replay, update generator and prompts, train the segmentation network.
+
+        The generator does not depend on the network, so that it does not matter which learns first.
+        """
+        own, generator_steps = visit_steps(self.plan.training, len(visit.train)), self._diffusion.steps(visit)
+
+        def reported(first: int) -> Visit:
+            whole = own + generator_steps
+            return replace(visit, report=lambda step, _, scalars: visit.report(first + step, whole, scalars))
+
+        replay = self._diffusion.replay(visit)
+        part = _Part(visit.checkpoint, "generator")
+        generator, generator_losses = self._diffusion.learn(reported(0), replay, part)
+        model, metrics, curves = self._segment(reported(generator_steps), replay)
+        handover = replace(
+            Handover.of(weights=model.state_dict()), generator=generator.generator, prompts=generator.prompts
+        )
+        points = {"generator_loss": generator_losses, **curves}
+        return Departure(handover, {**metrics, **{k: v for name, of in points.items() for k, v in _curve(name, of)}})
+
+    def _segment(
+        self, visit: Visit, replay: Replay
+    ) -> tuple[nn.Module, Mapping[str, int | float], Mapping[str, list[float]]]:
+        """Train the arrived network; at the first visit, where nothing can be replayed, by plain steps.
+
+        (The paper does not say what it does there.)
+        """
+        model = self.loaded(visit.handover, visit.device)
+        labelled = self._labelled(model.eval(), replay)
+        curves = _Curves()
+        parameters, size = self.parameters, self.plan.training.batch_size
+        alignment = Alignment(parameters.gamma, parameters.beta, parameters.orientation, parameters.arbitrary)
+
+        def loss(batch: Batch) -> Tensor:
+            return replay_loss(self.plan, model(batch.image), batch.label)
+
+        def gradients(batch: Batch, step: int) -> Tensor:
+            if not labelled:
+                value = backward(loss)(batch, step)
+                curves.add(value.detach())
+                return value
+            drawn = _drawn(visit, labelled, step, size)
+            split = draw_split(len(batch.image), len(drawn.image), visit.seeds("split", step))
+            found = dual_meta(model, loss, Pair(batch, drawn, split), alignment)
+            for name, parameter in model.named_parameters():
+                parameter.grad = found.gradient[name]
+            curves.add(found.incoming, found.replay, found.cosine)
+            return found.incoming
+
+        checkpoint = _Part(visit.checkpoint, "network", curves)
+        metrics = train(model, self.plan.training, replace(visit, checkpoint=checkpoint), gradients=gradients)
+        return model, metrics, curves.values()
+
+    def _labelled(self, model: nn.Module, replay: Replay) -> Replay:
+        """The replay with the labels that it is learnt with; probabilities are float32 [N, classes, *size]."""
+        if self.parameters.replay_labels == "mask":
+            return replay
+        labelled = {}
+        with torch.no_grad():
+            for site, batch in replay.items():
+                said = torch.cat([model(part) for part in torch.split(batch.image, _TOGETHER)])
+                hard = said.argmax(dim=1, keepdim=True)
+                label = said.softmax(dim=1) if self.parameters.replay_labels == "arrived_soft" else hard
+                labelled[site] = Batch(batch.image, label)
+        return labelled
+
+
+def replay_loss(plan: Plan, logits: Tensor, label: Tensor) -> Tensor:
+    """The plan's segmentation loss; against probabilities (floating, [N, classes, *size]) the same of soft labels.
+
+    Dice then has squared sums below the fraction: only so is it least where prediction and label agree.
+    """
+    if not label.is_floating_point():
+        return segmentation_loss(logits, label, plan.training.loss)
+    dice, ce = {"dice_ce": (1.0, 1.0), "dice": (1.0, 0.0), "ce": (0.0, 1.0)}[plan.training.loss]
+    soft = DiceCELoss(include_background=False, softmax=True, squared_pred=True, lambda_dice=dice, lambda_ce=ce)
+    value: Tensor = soft(logits, label)
+    return value
+
+
+def _drawn(visit: Visit, replay: Replay, step: int, size: int) -> Batch:
+    """`size` replayed samples, as many of each earlier site, taken in turn over the steps."""
+    sites = tuple(replay)
+    image, label = [], []
+    for place in range(step * size, (step + 1) * size):
+        site = sites[place % len(sites)]
+        batch = replay[site]
+        stream = replace_site(visit.seeds, f"learning from {site}")
+        index = stream.sample(place // len(sites), len(batch.image))
+        image.append(batch.image[index])
+        label.append(batch.label[index])
+    return Batch(torch.stack(image), torch.stack(label))
+
+
+class _Curves:
+    """What is plotted of a visit's steps, kept on the device until the end: a step must not wait for it."""
+
+    names = ("loss", "replay_loss", "alignment")
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+
+    def add(self, incoming: Tensor, replay: Tensor | None = None, cosine: Tensor | None = None) -> None:
+        """One step's scalars."""
+        none = torch.full_like(incoming, torch.nan)
+        self._steps.append(
+            torch.stack([incoming, none if replay is None else replay, none if cosine is None else cosine])
+        )
+
+    def state(self) -> Tensor:
+        """float64 [steps, 3]."""
+        return torch.stack(self._steps).double().cpu() if self._steps else torch.empty(0, len(self.names)).double()
+
+    def restore(self, state: Tensor) -> None:
+        """Go on from what `state` returned."""
+        self._steps = list(state)
+
+    def values(self) -> dict[str, list[float]]:
+        """The steps' values by name."""
+        return dict(zip(self.names, self.state().T.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The checkpoint of one part of a visit: what another part saved is none of its own."""
+
+    whole: Checkpoint
+    name: str
+    curves: _Curves | None = None
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """See strategies.visit.Checkpoint."""
+        saved = self.whole.load()
+        if saved is None or (mark := f"part/{self.name}") not in saved[1]:
+            return None
+        step, tensors = saved
+        curve = tensors.pop(mark)
+        if self.curves is not None:
+            self.curves.restore(curve)
+        return step, tensors
+
+    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """See strategies.visit.Checkpoint."""
+        curve = torch.zeros(0) if self.curves is None else self.curves.state()
+        self.whole.save(step, {**tensors, f"part/{self.name}": curve})
+
+
+def _curve(name: str, values: Sequence[float]) -> Iterator[tuple[str, float]]:
+    """The mean over each twentieth of a visit, where there is a value."""
+    for point in range(CURVE):
+        part = values[len(values) * point // CURVE : len(values) * (point + 1) // CURVE]
+        there = [value for value in part if isfinite(value)]
+        if there:
+            yield f"{name}.{point:02}", fmean(there)
+
+
+def _check_vectors(vectors: Mapping[str, Sequence[float]], sites: Sequence[str]) -> None:
+    if set(vectors) != set(sites) or any(len(vector) != PROMPT for vector in vectors.values()):
+        raise UnknownParameter(f"strategy.vectors: give every site of the scenario {PROMPT} numbers, and no other.")
+
+
+def _present(schema: HandoverSchema) -> dict[Kind, Mapping[str, TensorSpec]]:
+    return {kind: schema.tensors[kind] for kind in schema.kinds}
