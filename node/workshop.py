@@ -1,7 +1,7 @@
-"""Work that a site does once: results under the SHA-256 of all that they depend on, below `workshop/` in its home.
+"""Work that a site does once: a folder per result in `workshop/`, named by the SHA-256 of all that it depends on.
 
-Equal runs, and the runs of a study that share a part, find it done. The files stay at the site like its checkpoints;
-they can be removed between runs.
+Equal runs, and the runs of a study that share a part, find it done. The results stay at the site like its checkpoints,
+for ever; the whole of `workshop/` can be removed while no run is under way.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from node.files import replace_file
+from node.files import clear_leftovers, replace_file
 
 _SOFTWARE = ("locum", "torch", "monai", "diffusers", "numpy")
 
@@ -39,13 +39,18 @@ class Workshop:
         self, recipe: Mapping[str, Any], make: Callable[[], Mapping[str, torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
         """What was made to this recipe, now or before; other processes that want the same wait for it."""
-        path = self._folder / f"{self._key(recipe)}.safetensors"
-        with _alone(path.with_suffix(".lock")):
+        folder = self._folder / self._key(recipe)
+        for path in (self._folder, folder):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone(folder / "lock"):
+            clear_leftovers(folder)
+            path = folder / "made.safetensors"
             try:
                 found: dict[str, torch.Tensor] = load_file(path)
                 return found
             except (FileNotFoundError, SafetensorError):  # half a file is no work done
-                made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+                # copies: what is returned must not change when its maker goes on, as what is found does not
+                made = {name: _copy(tensor) for name, tensor in make().items()}
                 replace_file(path, save(made))
                 return made
 
@@ -55,10 +60,13 @@ class Workshop:
         return hashlib.sha256(json.dumps(whole, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold a lock that the system gives back when the process dies."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
