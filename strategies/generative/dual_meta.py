@@ -14,6 +14,7 @@ draw nothing at random (dropout): a sample is evaluated up to three times, and w
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -117,84 +118,104 @@ def dual_meta(model: nn.Module, loss: Loss, pair: Pair, alignment: Alignment) ->
     at theta; without `arbitrary` G_D against that of P at the look-ahead; without `orientation` D&tr against P&tr;
     without both G_D against G_P. Raises ValueError when neither D nor P has a sample.
     """
-    if not _count(pair.incoming) + _count(pair.replay):
+    n_d, n_p = _count(pair.incoming), _count(pair.replay)
+    if not n_d + n_p:
         raise ValueError("dual_meta: neither the incoming batch nor the replay has a sample; give it one of either.")
-
-    def evaluate(batch: Batch) -> _Cell:
-        return _evaluate(model, loss, batch)
-
+    at = _Weights(model, loss)
     if not alignment.arbitrary:
-        d = evaluate(pair.incoming)
-        with _moved(model, d.gradient, alignment.gamma if alignment.orientation else 0.0):
-            p = evaluate(pair.replay)
-        return _step((d, p), d, p, _cosine(d, p))
+        d = at.evaluate(pair.incoming)
+        with at.moved(d.gradient, alignment.gamma if alignment.orientation else 0.0):
+            p = at.evaluate(pair.replay)
+        cosine = _cosine(d, p)
+        return at.step(_plus(p.gradient, d.gradient), [d], [p], cosine)
 
     (in_tr, in_te), (re_tr, re_te) = pair.cut()
-    d_tr, p_tr = evaluate(in_tr), evaluate(re_tr)
-    tr = _union((d_tr, p_tr))
+    n_tr, n_te = _count(in_tr) + _count(re_tr), _count(in_te) + _count(re_te)
     if not alignment.orientation:
-        with _moved(model, tr.gradient, alignment.beta):
-            d_te, p_te = evaluate(in_te), evaluate(re_te)
-        te = _union((d_te, p_te))
-        return _step((tr, te), _union((d_tr, d_te)), _union((p_tr, p_te)), _cosine(d_tr, p_tr))
+        d_tr, p_tr = at.evaluate(in_tr, n_tr), at.evaluate(re_tr, n_tr)
+        cosine = _cosine(d_tr, p_tr)
+        tr = _plus(d_tr.gradient, p_tr.gradient)
+        with at.moved(tr, alignment.beta):
+            d_te, p_te = at.evaluate(in_te, n_te), at.evaluate(re_te, n_te)
+        return at.step(_plus(_plus(d_te.gradient, p_te.gradient), tr), [d_tr, d_te], [p_tr, p_te], cosine)
 
-    d = _union((d_tr, evaluate(in_te)))
-    with _moved(model, d.gradient, alignment.gamma):
-        p = evaluate(pair.replay)
-    with _moved(model, tr.gradient, alignment.beta):
-        te = _union([evaluate(batch) for batch in joined((in_te, re_te))])
-    return _step((d, p, tr, te), d, p, _cosine(d, p_tr))
+    d_tr, d_te, p_tr = at.evaluate(in_tr, n_d), at.evaluate(in_te, n_d), at.evaluate(re_tr, n_tr)
+    d = _Cell(_plus(d_te.gradient, d_tr.gradient), d_te.loss, n_d)
+    cosine = _cosine(d, p_tr)
+    tr = _plus(p_tr.gradient, d_tr.gradient, n_d / n_tr if n_tr else 0.0)
+    with at.moved(d.gradient, alignment.gamma):
+        p = at.evaluate(pair.replay)
+    with at.moved(tr, alignment.beta):
+        te = [at.evaluate(batch, n_te).gradient for batch in joined((in_te, re_te))]
+    total = reduce(_plus, [p.gradient, *te, d.gradient, tr])
+    return at.step(total, [d_tr, d_te], [p], cosine)
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """What some samples say at some weights; `loss` is NaN where there are none."""
+    """What some samples say at some weights: the gradient of count / whole times their mean loss, and that loss."""
 
-    gradient: Gradient
+    gradient: list[Tensor]  # empty where there are no samples
     loss: Tensor
     count: int
 
 
-def _evaluate(model: nn.Module, loss: Loss, batch: Batch) -> _Cell:
-    """The cell that `batch` is, at the weights that the model holds."""
-    count = _count(batch)
-    if not count:
-        return _Cell({}, torch.full((), torch.nan, device=batch.image.device), 0)
-    value = loss(batch)
-    return _Cell(gradient_of(value, dict(model.named_parameters())), value.detach(), count)
+class _Weights:
+    """The weights of a model, at which cells are evaluated."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        self._named = dict(model.named_parameters())
+        self._parameters: list[Tensor] = list(self._named.values())
+        self._loss = loss
+
+    def evaluate(self, batch: Batch, whole: int | None = None) -> _Cell:
+        """`batch` as a cell of a set of `whole` samples; without, of itself."""
+        count = _count(batch)
+        if not count:
+            return _Cell([], torch.full((), torch.nan, device=batch.image.device), 0)
+        value = self._loss(batch)
+        scaled = value if whole in (None, count) else value * (count / whole)
+        gradient = torch.autograd.grad(scaled, self._parameters, materialize_grads=True)
+        return _Cell(list(gradient), value.detach(), count)
+
+    @contextmanager
+    def moved(self, gradient: list[Tensor], rate: float) -> Iterator[None]:
+        """At theta - rate * gradient, in storage of its own, so that theta itself is never written to."""
+        if not gradient or not rate:
+            yield
+            return
+        with torch.no_grad():
+            ahead = torch._foreach_add(self._parameters, gradient, alpha=-rate)
+        theta = [parameter.data for parameter in self._parameters]
+        try:
+            self._hold(ahead)
+            yield
+        finally:
+            self._hold(theta)
+
+    def _hold(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values, strict=True):
+            parameter.data = value
+
+    def step(self, total: list[Tensor], incoming: Sequence[_Cell], replay: Sequence[_Cell], cosine: Tensor) -> Step:
+        """The total gradient, with the mean losses over the cells of D and of P."""
+        return Step(dict(zip(self._named, total, strict=True)), _mean_loss(incoming), _mean_loss(replay), cosine)
 
 
-def _union(cells: Sequence[_Cell]) -> _Cell:
-    """Several cells as one."""
-    count = sum(cell.count for cell in cells)
-    losses = [cell.loss * (cell.count / count) for cell in cells if cell.count]
-    return _Cell(
-        combine((cell.gradient, cell.count) for cell in cells),
-        torch.stack(losses).sum() if losses else cells[0].loss,
-        count,
-    )
+def _mean_loss(cells: Sequence[_Cell]) -> Tensor:
+    """Over all samples; NaN where there are none."""
+    there = [cell for cell in cells if cell.count] or cells[:1]
+    count = sum(cell.count for cell in there)
+    return there[0].loss if len(there) == 1 else torch.stack([c.loss * (c.count / count) for c in there]).sum()
 
 
-def _step(terms: Sequence[_Cell], incoming: _Cell, replay: _Cell, cosine: Tensor) -> Step:
-    total: Gradient = {}
-    for term in terms:
-        add(total, term.gradient)
-    return Step(total, incoming.loss, replay.loss, cosine)
-
-
-@contextmanager
-def _moved(model: nn.Module, gradient: Gradient, rate: float) -> Iterator[None]:
-    """The model at theta - rate * gradient; afterwards at theta again, from a copy, for sums do not come back."""
-    if not gradient or not rate:
-        yield
-        return
-    parameters = [parameter.detach() for parameter in model.parameters()]
-    kept = [parameter.clone() for parameter in parameters]
-    torch._foreach_add_(parameters, list(gradient.values()), alpha=-rate)
-    try:
-        yield
-    finally:
-        torch._foreach_copy_(parameters, kept)
+def _plus(total: list[Tensor], more: list[Tensor], share: float = 1.0) -> list[Tensor]:
+    """total + share * more, in place of `total` unless that is empty, which is zero."""
+    if not total:
+        return list(torch._foreach_mul(more, share)) if more else []
+    if more:
+        torch._foreach_add_(total, more, alpha=share)
+    return total
 
 
 def _count(batch: Batch) -> int:
@@ -234,14 +255,15 @@ def add(total: Gradient, gradient: Mapping[str, Tensor], share: float = 1.0) -> 
         total.update(zip(gradient, torch._foreach_mul(list(gradient.values()), share), strict=True))
 
 
-def dot(one: Gradient, other: Gradient) -> Tensor:
-    """The inner product over all parameters, a scalar."""
-    return torch.stack([(value * other[name]).sum() for name, value in one.items()]).sum()
+def dot(one: Iterable[Tensor], other: Iterable[Tensor]) -> Tensor:
+    """The inner product over all parameters, a scalar; both in the same order."""
+    return torch.stack([(g * h).sum() for g, h in zip(one, other, strict=True)]).sum()
 
 
 def _cosine(one: _Cell, other: _Cell) -> Tensor:
     """Of their gradients; NaN where either has no samples, or a gradient of zero."""
     if not (one.count and other.count):
         return one.loss.new_full((), torch.nan)
-    g, h = one.gradient, other.gradient
-    return dot(g, h) / (dot(g, g).sqrt() * dot(h, h).sqrt())
+    norms = [torch.stack(torch._foreach_norm(cell.gradient)).norm() for cell in (one, other)]
+    cosine: Tensor = dot(one.gradient, other.gradient) / (norms[0] * norms[1])
+    return cosine

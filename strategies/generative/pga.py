@@ -33,8 +33,8 @@ def pga(model: nn.Module, loss: Loss, pair: Pair, alignment: Alignment) -> tuple
     value = torch.zeros((), device=pair.incoming.image.device)
     for first, second, rate in _aligned(pair, alignment):
         one, other = objective(theta, first), objective(theta, second)
-        product = dot(gradient_of(one, theta, create_graph=True), gradient_of(other, theta, create_graph=True))
-        value = value + one + other - rate * product
+        g, h = (gradient_of(side, theta, create_graph=True) for side in (one, other))
+        value = value + one + other - rate * dot(g.values(), h.values())
     return gradient_of(value, theta), value.detach()
 
 
