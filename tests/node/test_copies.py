@@ -151,9 +151,7 @@ def of_low_contrast(image: Tensor, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("spoil", [noisy, blurred, of_low_contrast])
-def test_copies_are_seen_through_noise_blur_and_contrast(
-    tmp_path: Path, spoil: Callable[[Tensor, int], Tensor]
-) -> None:
+def test_copies_are_seen_through_what_spoils_them(tmp_path: Path, spoil: Callable[[Tensor, int], Tensor]) -> None:
     site = hospital(tmp_path)
     cases = whole(site.samples("train"))
     by_heart = copier(cases)
