@@ -110,6 +110,9 @@ def sample(
     evaluations than K). "ddim" (Song et al. 2021) and "dpm++" (DPM-Solver++(2M), Lu et al. 2022) draw nothing: the same
     noise gives the same image, whatever else is in the batch, as far as the denoiser keeps to that. Raises ValueError
     where `evaluations` is not in [1, K], or "ancestral" has no generator.
+
+    "eps" with the cosine schedule is not for few steps of those two: almost no image is left at its last level, and the
+    first step multiplies the denoiser's error by thousands. Rounding to bfloat16 is enough to ruin the images.
     """
     if not 1 <= evaluations <= schedule.steps:
         raise ValueError(f"a sampler calls its denoiser 1 to {schedule.steps} times, not {evaluations}: change it")
