@@ -57,7 +57,7 @@ class Gap:
         if None not in (rem := [run.metrics["dsc"]["rem"] for run in group]):
             came_to += f", REM {statistics.fmean(value for value in rem if value is not None):.2f}"
         if len(shares) < len(group):
-            why = ", ".join(self._undefined(run) for run in group if self.closed(run) is None)
+            why = ", ".join(self._undefined(run, group) for run in group if self.closed(run) is None)
             known = f"; it closes {self._one_by_one(group)}" if shares else ""
             return f"How much of the gap {label} closes is not defined: {why}{known}; {came_to}."
         ends = [ends for run in group if (ends := self.ends(run)) is not None]
@@ -74,20 +74,20 @@ class Gap:
         if len(shares) > _LISTED:
             values = [share for share, _ in shares]
             return f"from {min(values):.1f} to {max(values):.1f} %"
-        return ", ".join(f"{share:.1f} % with {self._which(run)}" for share, run in shares)
+        return ", ".join(f"{share:.1f} % with {self._which(run, group)}" for share, run in shares)
 
-    def _undefined(self, run: RunSummary) -> str:
-        ends = self.ends(run)
+    def _undefined(self, run: RunSummary, group: Sequence[RunSummary]) -> str:
+        which, ends = self._which(run, group), self.ends(run)
         if ends is None:
-            return f"with {self._which(run)} there is no finished {FLOOR} and {CEILING}"
+            return f"with {which} there is no finished {FLOOR} and {CEILING}"
         if run.metrics["dsc"]["overall"] is None:
-            return f"with {self._which(run)} a score of the final model is missing"
+            return f"with {which} a score of the final model is missing"
         floor, ceiling = (f"{100 * end:.1f}" for end in ends)
-        return f"with {self._which(run)} {CEILING} ({ceiling}) is not better than {FLOOR} ({floor})"
+        return f"with {which} {CEILING} ({ceiling}) is not better than {FLOOR} ({floor})"
 
-    def _which(self, run: RunSummary) -> str:
-        order = f" in order {self._methods.order(run)}" if len(self._methods.orders) > 1 else ""
-        return f"seed {run.seed}{order}"
+    def _which(self, run: RunSummary, group: Sequence[RunSummary]) -> str:
+        pooled = len({other.sites for other in group}) > 1
+        return f"seed {run.seed}" + (f" in order {self._methods.order(run)}" if pooled else "")
 
 
 def gap_in_words(runs: Sequence[RunSummary]) -> tuple[str, ...]:

@@ -73,6 +73,6 @@ def scalars(stop: Stop) -> dict[str, float]:
 
 
 def places(steps: float | None) -> tuple[NDArray[np.float64], str]:
-    """Where the twenty means of a course stand on an axis, and what it is called: steps, else percent of the visit."""
+    """Where the twenty means of a course stand on an axis, and what it is called: steps, else percent of them."""
     middle = (np.arange(PARTS) + 0.5) / PARTS
-    return (middle * steps, "step") if steps else (100 * middle, "% of the visit")
+    return (middle * steps, "step") if steps else (100 * middle, "% of the steps")

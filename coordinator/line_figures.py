@@ -36,10 +36,10 @@ def drift_over_visits(summary: RunSummary, theme: Theme = LIGHT) -> Figure:
     with style(theme):
         figure, panels = canvas(10.8, 3.0, theme, len(DRIFTS))
         for axes, name, values in zip(panels, DRIFTS, np.moveaxis(summary.drift, 2, 0), strict=True):
-            axes.set(xlabel="visit", title=name, xlim=(0.8, max(len(values), 1) + 0.2), ylim=(0, nice(values)))
-            axes.title.set_fontsize(9)
+            unit = "|log ratio|" if name == "edge" else "standard deviations of the site"
+            axes.set(xlabel="visit", ylabel=unit, xlim=(0.8, max(len(values), 1) + 0.2), ylim=(0, nice(values)))
+            axes.set_title(name, loc="left", fontsize=9)
             _site_lines(axes, summary, values, theme)
-        panels[0].set_ylabel("standard deviations of the site")
     return figure
 
 
@@ -49,16 +49,18 @@ def course_over_steps(summary: RunSummary, kind: str, theme: Theme = LIGHT) -> F
     known = course.own_steps and all("steps" in stop.metrics for stop, _ in found)
     with style(theme):
         figure, (axes,) = canvas(5.4, 3.0, theme)
-        axes.set(ylabel=course.up, ylim=course.limits)
+        axes.set(ylabel=course.up)
+        if course.limits is not None:
+            axes.set_ylim(*course.limits)
         axes.grid(axis="y", color=theme.grid, lw=0.6)
         hues = mpl.colormaps["viridis"].resampled(max(len(found), 2))
         for number, (stop, values) in enumerate(found):
             x, across = places(stop.metrics["steps"] if known else None)
+            axes.set_xlabel(across)
             colour = LINES[number % len(LINES)] if len(found) <= MOST_LINES else hues(number)
             marker = MARKERS[(number + number // len(LINES)) % len(MARKERS)]
             label = f"{stop.index}: {short(stop.sites[0])}"
             axes.plot(x, values, color=colour, marker=marker, ms=3, lw=1.4, label=label)
-            axes.set_xlabel(across)
         if len(found) <= MOST_LINES:
             figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure

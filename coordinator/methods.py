@@ -6,6 +6,8 @@ from typing import Any
 
 from coordinator.summary import RunSummary
 
+_LONGEST = 16  # a longer list, such as a vector, would make a label that nobody reads
+
 
 class Methods:
     """Runs by method. `groups` holds each method's runs, `orders` the visiting orders, both as they first occur."""
@@ -27,6 +29,8 @@ class Methods:
         apart = []
         for key, value in self._settings[run.run].items():
             rivals = [r for r in self.runs if not key.startswith("strategy.") or r.strategy == run.strategy]
+            if isinstance(value, list) and len(value) > _LONGEST:
+                continue
             if any(self._settings[rival.run].get(key) != value for rival in rivals):
                 apart.append(f"{key.removeprefix('strategy.')}={value}")
         if order and not self._pool and len(self.orders) > 1:

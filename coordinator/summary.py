@@ -79,7 +79,7 @@ class RunSummary:
     both_empty: NDArray[np.int64]  # [rows, columns]: (case, class) pairs with neither truth nor prediction
     penalised: NDArray[np.int64]  # [rows, columns]: (case, class) pairs with only one of the two
     cases: NDArray[np.int64]  # [columns]: scored cases
-    drift: NDArray[np.float64]  # [rows, columns, 3]: DRIFTS of a site's replay, in its own standard deviations
+    drift: NDArray[np.float64]  # [rows, columns, 3]: DRIFTS of a site's replays; 0 is none
     traffic: tuple[Traffic, ...]
     seconds: float
     weights_sha256: str | None  # of the final handover's weights; None before the first visit
