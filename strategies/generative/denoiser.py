@@ -130,8 +130,11 @@ def fresh_denoiser(
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Mixed precision on `device`; `auto` is bfloat16 where the processor has it."""
-    has = torch.cpu.get_capabilities().get("avx512_bf16", False) if device.type == "cpu" else True
-    wanted = precision == "bfloat16" or (precision == "auto" and bool(has))
+def autocast(precision: Precision, device: torch.device, dims: int) -> torch.autocast:
+    """Mixed precision on `device`; `auto` is bfloat16 where the processor has it.
+
+    Not in 3D on a CPU: PyTorch's bfloat16 gradient of small 3D convolutions was seen to hold NaN there.
+    """
+    has = device.type != "cpu" or (dims == 2 and bool(torch.cpu.get_capabilities().get("avx512_bf16", False)))
+    wanted = precision == "bfloat16" or (precision == "auto" and has)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)

@@ -36,7 +36,7 @@ class DiffusionParameters(Record):
     generator: GeneratorChoice = GeneratorChoice()
     prediction: Prediction = "x0"  # the paper: eps, which at a small budget samples noise
     schedule: Literal["cosine", "linear"] = "cosine"  # the paper: linear, in all likelihood
-    sampler: Sampler = "dpm++"  # the paper: ancestral
+    sampler: Sampler = "ddim"  # the paper: ancestral
     evaluations: Annotated[int, Field(ge=1, le=LEVELS)] = 25  # of the network per replayed image; the paper: 1000
     replays: PositiveInt | None = None  # images per earlier site; None: as many as the site has samples (the paper)
     crop: PositiveInt | None = None  # pixels along the axes of the windows that the generator learns from; None: all
@@ -203,7 +203,7 @@ class SiteModulatedDiffusion:
                 draws = torch.Generator().manual_seed(visit.seeds("noise", step))
                 k = times(draws, len(image), schedule.steps).to(visit.device)
                 noise = torch.randn(image.shape, generator=draws).to(visit.device)
-                with autocast(parameters.precision, visit.device):
+                with autocast(parameters.precision, visit.device, self._plan.task.dims):
                     predicted = denoiser(noised(schedule, image, noise, k), label, k, site)
                 value = denoising_loss(schedule, predicted.float(), image, noise, k, parameters.prediction)
                 optimizer.zero_grad(set_to_none=True)
@@ -312,7 +312,7 @@ class SiteReplayer:
         label = label.to(device)
 
         def denoise(noisy: Tensor, k: Tensor) -> Tensor:
-            with autocast(self.parameters.precision, device):
+            with autocast(self.parameters.precision, device, label.ndim - 2):
                 found: Tensor = self.denoiser(noisy, label, k, number)
                 return found
 

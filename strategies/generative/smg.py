@@ -38,8 +38,8 @@ class SMGParameters(DiffusionParameters):
 
     gamma: Annotated[float, Field(ge=0)] = 5e-5
     beta: Annotated[float, Field(ge=0)] = 5e-4
-    # what is aligned: the incoming site's gradient with the replay's, those of random halves of both. Without one of them
-    # it is the paper's "w/o orientation" or "w/o arbitrary", without both the naive sum of the two losses.
+    # what is aligned: the incoming site's gradient with the replay's, those of random halves of both; without one of
+    # them it is the paper's "w/o orientation" or "w/o arbitrary", without both the naive sum of the two losses.
     orientation: bool = True
     arbitrary: bool = True
     # the labels that the segmentation network learns a replay with: the mask it was made from (the paper), or what the
