@@ -15,6 +15,7 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
+from coordinator.conductor import VisitFailed
 from node.copies import COPIES
 from node.declarations import declare
 from node.drift import DRIFT
@@ -29,6 +30,7 @@ from protos.refusals import Refusal, RefusalCode, explain
 from strategies.registry import STRATEGIES, strategy_for
 from strategies.strategy import Strategy
 from strategies.visit import Departure, Visit
+from tests.conftest import Desk
 from tests.node.guarded import Node as GuardedNode
 from tests.node.guarded import request, small_handover, tensor
 from tests.node.test_app import PLAN, Node
@@ -340,3 +342,60 @@ def test_a_site_whose_training_cases_are_gone_is_scored_without(tmp_path: Path) 
     metrics = metrics_of(come_back(few, nobody))
     assert metrics["cases"] == 12
     assert not metrics.keys() & DRIFT.keys()
+
+
+# A whole run
+
+OVERFITTED = """
+name: overfitted
+task: {size: [16, 16], classes: [background, organ]}
+sites:
+  - {name: north, phantom: {task: organ, appearance: 0, cases: 5, size: 16}}
+  - {name: east, phantom: {task: organ, appearance: 2, cases: 12, size: 16}}
+network: {channels: [2, 4]}
+training: {steps: 2, batch_size: 2}
+strategy:
+  name: smg
+  generator: {channels: [8, 16], unshuffle: 1}
+  generator_batch: 4
+  generator_lr: 0.003
+  generator_first_steps: 220
+  generator_steps: 3
+  evaluations: 8
+"""
+
+
+def test_a_diffusion_model_that_learnt_three_cases_by_heart_waits_for_the_sites_consent(
+    desk: Desk,
+) -> None:
+    home = desk.home.folder / "nodes" / "north"
+    home.mkdir(parents=True)
+    (home / "policy.yaml").write_text("copies: {most: 0}")
+    run = desk.begin(text=OVERFITTED)
+    with pytest.raises(VisitFailed, match=r"failed at stop 0: Site north: .*near-copies.*\[COPIES\]$"):
+        desk.carry_out(run)
+    refused = list(desk.ledger("north").entries())[-1]
+    assert (refused.verdict, refused.code) == ("refused", "COPIES")
+
+    (home / "policy.yaml").write_text("copies: {most: 1}")
+    desk.carry_out(run)
+    left = {site: left_with(desk, site) for site in ("north", "east")}
+    assert left["north"]["copies"] > 0
+    assert f"{left['north']['copies']:.1%} are near-copies" in refused.detail  # the same generator, found again
+    assert left["north"]["copy_similarity"] > left["north"]["held_out_similarity"] + 0.3
+    assert left["east"]["copies"] == 0  # three steps are too few to learn a case
+    drift = {(row.stop, row.site) for row in desk.row(run).scores if DRIFT.keys() <= row.metrics.keys()}
+    assert drift == {(0, "north"), (1, "north"), (1, "east")}
+    assert len(list((home / "replays" / run).glob("*.png"))) == 2
+
+
+def left_with(desk: Desk, site: str) -> dict[str, Any]:
+    """The figures of the one visit that left the site."""
+    assert desk.ledger(site).verify() == []
+    (metrics,) = [
+        json.loads(entry.metrics)
+        for entry in desk.ledger(site).entries()
+        if (entry.direction, entry.message_type, entry.verdict) == ("out", VISIT, "allowed")
+    ]
+    assert all(COPIES[name].holds(metrics[name]) for name in COPIES)
+    return metrics
