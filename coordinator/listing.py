@@ -55,7 +55,7 @@ def full_name(run: str, home: Home) -> str:
 
 
 def installed_strategies() -> list[dict[str, Any]]:
-    """Every strategy with what it carries and its parameters and their defaults."""
+    """Every strategy with what it carries and its parameters and their defaults, as JSON has them."""
     classes = [strategy_class(name) for name in STRATEGIES]
     return [
         {
@@ -63,7 +63,7 @@ def installed_strategies() -> list[dict[str, Any]]:
             "summary": kind.summary,
             "source": kind.source,
             "carries": sorted(kind.carries),
-            "parameters": {name: field.get_default() for name, field in kind.Parameters.model_fields.items()},
+            "parameters": kind.Parameters().model_dump(mode="json"),
         }
         for kind in classes
     ]
