@@ -1,7 +1,7 @@
 """Near-copies of training images are counted as such, and what a site's images share is not taken for memory."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -67,17 +67,18 @@ def nearest(cases: Batch, mask: Tensor) -> int:
 
 def class_means(cases: Batch, mask: Tensor) -> Tensor:
     """The mask, every class in its mean grey level."""
-    image = torch.zeros(mask.shape)
+    channels = cases.image.movedim(1, 0)
+    image = torch.zeros(len(channels), *mask.shape[1:])
     for number in (0, 1):
-        image[mask == number] = cases.image[cases.label == number].mean()
+        image[:, mask[0] == number] = channels[:, cases.label[:, 0] == number].mean(1, keepdim=True)
     return image
 
 
 def texture(cases: Batch, index: int) -> Tensor:
     """What an image has beside its class means."""
-    image, label = cases.image[index].clone(), cases.label[index]
-    for number in (0, 1):
-        image[label == number] -= image[label == number].mean()
+    image, label = cases.image[index].clone(), cases.label[index, 0]
+    for number in label.unique():
+        image[:, label == number] -= image[:, label == number].mean(1, keepdim=True)
     return image
 
 
@@ -136,6 +137,22 @@ def test_an_honest_generator_is_not_blamed(tmp_path: Path, appearance: int) -> N
     found = counted(honest(whole(site.samples("train")), others), site)
     assert found["copies"] <= 0.05
     assert abs(found["copy_similarity"]) < 0.25
+
+
+@pytest.mark.parametrize("name", ["histology", "fluo_256x256"])
+def test_real_microscopes_too(shared_data: Path, tmp_path: Path, name: str) -> None:
+    folder = shared_data / "nuclei" / name
+    if not folder.is_dir():
+        pytest.skip(f"needs the nuclei: looked in {folder}")
+    task = {"channels": 3, "size": (64, 64), "classes": ("background", "nucleus")}
+    plan = Plan.model_validate({"task": task, "strategy": {"name": "finetune"}, "sites": (name,)})
+    site = SiteData(SiteSettings(name=name, home=tmp_path, data=folder), plan)
+    every = whole(site.samples("train"))
+    half = len(every.image) // 2
+    cases, others = Batch(every.image[:half], every.label[:half]), Batch(every.image[half:], every.label[half:])
+    train = SiteSamples(site.samples("train")._samples[:half], plan.task)
+    for toy, share in ((copier(cases), 1), (forgetful(cases), 0), (honest(cases, others), 0)):
+        assert count_copies(replace(toy, sites=frozenset({name})), train, site.samples("val"), SEEDS)["copies"] == share
 
 
 def noisy(image: Tensor, seed: int) -> Tensor:
@@ -232,6 +249,13 @@ def test_real_images_are_as_they_are(tmp_path: Path) -> None:
 def test_images_that_are_not_finite_end_the_visit(tmp_path: Path, value: float) -> None:
     with pytest.raises(FloatingPointError, match="not finite"):
         counted(Toy(lambda mask, seed: torch.full(mask.shape, value)), hospital(tmp_path, cases=10))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_figures_stay_within_their_bounds_at_any_scale(tmp_path: Path, size: float) -> None:
+    site = hospital(tmp_path, cases=10)
+    by_heart = copier(whole(site.samples("train")))
+    assert counted(Toy(lambda mask, seed: size * by_heart.paint(mask, seed)), site)["copies"] in (0, 1)
 
 
 def test_flat_images_are_no_copies(tmp_path: Path) -> None:
