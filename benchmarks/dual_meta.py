@@ -1,10 +1,10 @@
 """What a step of Dual-Meta costs in plain steps, by the book and as it trains, on one thread in one run.
 
-    python benchmarks/dual_meta.py [--size 64] [--batch 8] [--rounds 30]
+    python benchmarks/dual_meta.py [--size 64] [--batch 8] [--norm instance] [--layout channels_last] [--rounds 30]
 
 A plain step is forward, backward and Adam on one batch; every other row takes two batches, D and P, of that size. All
 are taken in turn, each round gives one ratio to its plain steps, and the table holds the rounds' medians. The time is
-the thread's own, so that neighbours on the machine matter less. All use the same network in channels_last and a fused
+that of the processor, so that neighbours on the machine matter less. All use the same network and layout, and a fused
 Adam. FLOPs are those of convolutions, as PyTorch counts them; the means over splits, whose cells differ in size.
 """
 
@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from rich.progress import track
@@ -32,15 +33,14 @@ SLOW = ("second-order", "PGA (Eq. 3)")  # taken in every fifth round only
 class Bench:
     """A network, its optimizer, and the ways to take a step."""
 
-    def __init__(self, size: int, batch: int) -> None:
+    def __init__(self, size: int, batch: int, norm: Literal["instance", "group"], layout: torch.memory_format) -> None:
         task = Task(dims=2, size=(size, size), classes=("background", "one", "two"))
         torch.manual_seed(0)
-        self.model = networks.build(task, NetworkChoice(channels=CHANNELS)).to(memory_format=torch.channels_last)
+        self.model = networks.build(task, NetworkChoice(channels=CHANNELS, norm=norm)).to(memory_format=layout)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=5e-4, fused=True)
         self.incoming, self.replay = (
             Batch(torch.randn(batch, 1, size, size), torch.randint(3, (batch, 1, size, size))) for _ in range(2)
         )
-        self.names = list(dict(self.model.named_parameters()))
 
     def loss(self, batch: Batch) -> torch.Tensor:
         return segmentation_loss(self.model(batch.image), batch.label, "dice_ce")
@@ -88,9 +88,9 @@ class Bench:
 
 
 def seconds(step: Callable[[int], None], number: int) -> float:
-    began = time.thread_time()
+    began = time.process_time()
     step(number)
-    return time.thread_time() - began
+    return time.process_time() - began
 
 
 def flops(step: Callable[[int], None], number: int) -> int:
@@ -103,10 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--norm", choices=("instance", "group"), default="instance")
+    parser.add_argument("--layout", choices=("channels_last", "contiguous_format"), default="channels_last")
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench(options.size, options.batch)
+    bench = Bench(options.size, options.batch, options.norm, getattr(torch, options.layout))
     ways = bench.ways()
     for step in ways.values():
         step(0)
@@ -120,7 +122,8 @@ def main() -> None:
         for name, value in taken.items():
             times[name].append(value)
             ratios[name].append(value / unit)
-    print(f"\n{options.size} x {options.size}, batch {options.batch}, U-Net {'-'.join(map(str, CHANNELS))}\n")
+    network = f"U-Net {'-'.join(map(str, CHANNELS))}, {options.norm} norm, {options.layout}"
+    print(f"\n{options.size} x {options.size}, batch {options.batch}, {network}\n")
     print("| step | ms | plain steps | quartiles | FLOPs, plain steps |")
     print("|---|---|---|---|---|")
     for name in ways:
