@@ -1,5 +1,6 @@
 """The public prostate and M&Ms folders as published: found, told apart by vendor, read by frame, trained on."""
 
+import io
 import os
 import re
 
@@ -10,13 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from nibabel.eulerangles import euler2mat
+from rich.console import Console
 
+from coordinator.scenario import load_scenario
+from coordinator.simulate import begin_all
+from node.data.check import run_scenario_check
 from node.data.cine import PHASES
+from node.data.excerpt import read_excerpt
 from node.data.layouts import FolderSource
 from node.data.source import Unreadable
 from node.data.splits import split_cases
 from node.settings import SiteSettings
 from protos.plan import GroupByPattern, Split, Task
+from tests.pages import ROOT
 
 HEART = ("background", "left ventricle", "myocardium", "right ventricle")
 HEADER = ",External code,VendorName,Vendor,Centre,ED,ES,Age,Pathology,Sex,Height,Weight"
@@ -319,3 +326,71 @@ def test_what_lies_alone_or_twice_beside_volumes_is_left_out(prostate):
     assert "RUNMC/Case03.nii.gz has no label; add Case03_segmentation beside it." in said
     assert "RUNMC/Case04_segmentation.nii.gz has no image; add Case04 beside it or take the label away." in said
     assert any("second label of Case00" in sentence for sentence in said)
+
+
+# The papers' scenarios over both
+
+SMALL = {
+    "task.size": "[16, 16]",
+    "network.channels": "[2, 4]",
+    "training.epochs": "1",
+    "study.seeds": "[0]",
+    "study.orders": "[]",
+    "study.strategies": "[{name: smg, generator: {channels: [8]}, generator_steps: 1, generator_batch: 2, replays: 1, "
+    "evaluations: 2, sampler: ddim}]",
+}
+
+
+@pytest.fixture
+def six(prostate):
+    """All sites of the public set, with cases enough for training and test."""
+    rng = np.random.default_rng(1)
+    for place, site in enumerate(("RUNMC", "BMC", "I2CVB", "UCL", "BIDMC", "HK")):
+        for number in range(8):
+            label = np.zeros((9, 8, 3), np.uint8)
+            label[2:6, 2:6, 1:] = 1 + place % 2
+            ending = "Segmentation" if site == "BMC" else "segmentation"
+            save(prostate / site / f"Case{number:02d}.nii.gz", rng.integers(0, 900, label.shape, dtype=np.int16))
+            save(prostate / site / f"Case{number:02d}_{ending}.nii.gz", label)
+    return prostate
+
+
+@pytest.fixture
+def vendors(tmp_path):
+    """The public download under the four vendors' names."""
+    download = tmp_path / "OpenDataset"
+    rows = []
+    for letter, name in (("A", "Siemens"), ("B", "Philips"), ("C", "GE"), ("D", "Canon")):
+        for number in range(10):
+            rows.append((f"{letter}{number}S9V9", name, letter, 0, 2))
+            film(download / ("Training/Labeled" if number % 2 else "Testing"), rows[-1][0], (0, 2))
+    write_table(download, rows)
+    for name in ("siemens", "philips", "ge", "canon"):
+        linked(download, name)
+    return tmp_path
+
+
+def check_and_visit(data, scenario, desk):
+    """Every site passes its check under the scenario, and a run over the first two comes to its end."""
+    path = ROOT / "scenarios" / "papers" / scenario
+    whole = load_scenario(path)
+    for site in (*whole.sites, *whole.unseen):
+        console = Console(file=io.StringIO(), width=200)
+        excerpt = read_excerpt(path, site.name)
+        assert run_scenario_check(data / site.name, excerpt, console=console) == 0, console.file.getvalue()
+    sites = [site.model_dump(mode="json", exclude_none=True) for site in whole.sites[:2]]
+    (short,) = load_scenario(path, [*(f"{key}={value}" for key, value in SMALL.items()), f"sites={sites}"]).runs()
+    (run,) = begin_all([short], desk.home, data, "locum", source=scenario, device="cpu")
+    desk.carry_out(run)
+    summary = desk.summary(run)
+    assert summary.status == "done"
+    assert summary.dsc.shape[:2] == (2, 3)
+    assert np.isfinite(summary.dsc).all()
+
+
+def test_the_prostate_scenario_learns_from_the_public_folders(six, desk):
+    check_and_visit(six, "smg-prostate.yaml", desk)
+
+
+def test_the_cardiac_scenario_learns_from_the_public_download(vendors, desk):
+    check_and_visit(vendors, "smg-cardiac.yaml", desk)
