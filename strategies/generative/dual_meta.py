@@ -209,13 +209,14 @@ def _mean_loss(cells: Sequence[_Cell]) -> Tensor:
     return there[0].loss if len(there) == 1 else torch.stack([c.loss * (c.count / count) for c in there]).sum()
 
 
-def _plus(total: list[Tensor], more: list[Tensor], share: float = 1.0) -> list[Tensor]:
-    """total + share * more, in place of `total` unless that is empty, which is zero."""
-    if not total:
-        return list(torch._foreach_mul(more, share)) if more else []
-    if more:
-        torch._foreach_add_(total, more, alpha=share)
-    return total
+def _plus(one: list[Tensor], other: list[Tensor], share: float = 1.0) -> list[Tensor]:
+    """one + share * other, where an empty one is zero.
+
+    Never in place: what autograd returns may be one tensor for two parameters.
+    """
+    if one and other:
+        return list(torch._foreach_add(one, other, alpha=share))
+    return list(torch._foreach_mul(other, share)) if other else one
 
 
 def _count(batch: Batch) -> int:
@@ -237,12 +238,6 @@ def joined(cells: Sequence[Batch]) -> list[Batch]:
     if len(there) < 2 or len(kinds) > 1:
         return there or list(cells[:1])
     return [Batch(torch.cat([cell.image for cell in there]), torch.cat([cell.label for cell in there]))]
-
-
-def gradient_of(value: Tensor, theta: Mapping[str, Tensor], create_graph: bool = False) -> Gradient:
-    """By name; zeros where a parameter has no part in `value`."""
-    found = torch.autograd.grad(value, list(theta.values()), create_graph=create_graph, materialize_grads=True)
-    return dict(zip(theta, found, strict=True))
 
 
 def add(total: Gradient, gradient: Mapping[str, Tensor], share: float = 1.0) -> None:

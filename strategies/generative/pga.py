@@ -20,7 +20,6 @@ from strategies.generative.dual_meta import (
     Pair,
     add,
     dot,
-    gradient_of,
     joined,
     look_ahead,
 )
@@ -33,9 +32,9 @@ def pga(model: nn.Module, loss: Loss, pair: Pair, alignment: Alignment) -> tuple
     value = torch.zeros((), device=pair.incoming.image.device)
     for first, second, rate in _aligned(pair, alignment):
         one, other = objective(theta, first), objective(theta, second)
-        g, h = (gradient_of(side, theta, create_graph=True) for side in (one, other))
+        g, h = (_gradient(side, theta, create_graph=True) for side in (one, other))
         value = value + one + other - rate * dot(g.values(), h.values())
-    return gradient_of(value, theta), value.detach()
+    return _gradient(value, theta), value.detach()
 
 
 def second_order(model: nn.Module, loss: Loss, pair: Pair, alignment: Alignment) -> tuple[Gradient, Tensor]:
@@ -67,7 +66,7 @@ def first_order(model: nn.Module, loss: Loss, pair: Pair, alignment: Alignment) 
 
     def gradient_at(weights: Mapping[str, Tensor], cells: Sequence[Batch]) -> Gradient:
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        return gradient_of(objective(leaves, cells), leaves)
+        return _gradient(objective(leaves, cells), leaves)
 
     total: Gradient = {}
     for first, second, rate in _aligned(pair, alignment):
@@ -112,3 +111,9 @@ def _of_parameters(model: nn.Module, loss: Loss) -> Callable[[Mapping[str, Tenso
         return value
 
     return mean
+
+
+def _gradient(value: Tensor, theta: Mapping[str, Tensor], create_graph: bool = False) -> Gradient:
+    """By name; zeros where a parameter has no part in `value`."""
+    found = torch.autograd.grad(value, list(theta.values()), create_graph=create_graph, materialize_grads=True)
+    return dict(zip(theta, found, strict=True))

@@ -21,7 +21,10 @@ every_alignment = pytest.mark.parametrize(
 
 
 class Net(nn.Module):
-    """Smooth everywhere, so that there are second derivatives; one parameter takes no part."""
+    """Smooth everywhere, so that there are second derivatives.
+
+    One parameter takes no part, and two have one gradient between them, which PyTorch returns as one tensor.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,9 +33,10 @@ class Net(nn.Module):
             nn.GroupNorm(2, 4), nn.SiLU(), nn.ConvTranspose2d(4, 3, 2, stride=2),
         )  # fmt: skip
         self.idle = nn.Parameter(torch.ones(2))
+        self.one, self.other = (nn.Parameter(torch.zeros(3, 1, 1)) for _ in range(2))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.layers(image)
+        return self.layers(image) + (self.one + self.other)
 
 
 @pytest.fixture
