@@ -75,10 +75,10 @@ def test_the_in_process_grid_is_the_one_door() -> None:
 
 @in_strategies
 def test_strategies_know_no_flower_file_socket_or_database(path: Path) -> None:
-    libraries = {"numpy", "torch", "monai", "pydantic", "safetensors", "scipy", "protos", "strategies"}
+    libraries = {"numpy", "torch", "monai", "diffusers", "pydantic", "safetensors", "scipy", "protos", "strategies"}
     harmless = {
         "abc", "collections", "contextlib", "dataclasses", "enum", "functools", "hashlib", "importlib", "itertools",
-        "math", "operator", "types", "typing",
+        "math", "operator", "statistics", "types", "typing",
     }  # fmt: skip
     assert packages(path) <= libraries | harmless
     assert "protos.messages" not in set(imports(path))  # the layout of Flower's messages
