@@ -45,7 +45,7 @@ def save(path, data, affine=None):
     nibabel.save(nibabel.Nifti1Image(data, np.eye(4) if affine is None else affine), path)
 
 
-def film(folder, code, frames, affine=None, label=True):
+def film(folder, code, frames, affine=None):
     """One patient as published: every frame differs, and only `frames` are drawn on."""
     rng = np.random.default_rng(sum(code.encode()))
     image = rng.integers(1, 1000, SHAPE, dtype=np.int16)
@@ -53,8 +53,7 @@ def film(folder, code, frames, affine=None, label=True):
     for frame in frames:
         drawn[..., frame] = rng.integers(0, len(HEART), SHAPE[:3])
     save(folder / code / f"{code}_sa.nii.gz", image, affine)
-    if label:
-        save(folder / code / f"{code}_sa_gt.nii.gz", drawn, affine)
+    save(folder / code / f"{code}_sa_gt.nii.gz", drawn, affine)
     return image, drawn
 
 
@@ -68,7 +67,7 @@ def download(tmp_path):
     """The public download: one folder for all vendors."""
     folder = tmp_path / "OpenDataset"
     for code, _, _, ed, es, place in PATIENTS:
-        film(folder / place, code, (ed, es), label="Unlabeled" not in place)
+        film(folder / place, code, () if "Unlabeled" in place else (ed, es))  # an empty label is none
     write_table(folder)
     return folder
 
