@@ -44,6 +44,7 @@ class HoarderParameters(Record):
     hoards: bool = True  # images; else their classes' mean grey levels
     lies: bool = False
     mute: bool = False  # has no replayer
+    denies: bool = False  # that it has learnt anything of the site
 
 
 class Hoarder(Strategy):
@@ -87,7 +88,10 @@ class Hoarder(Strategy):
         image = seen.image
         if not self.parameters.hoards:
             image = torch.stack([seen.image[seen.label == number].mean() for number in (0, 1)])[seen.label]
-        prompts = {f"site/{site}": torch.tensor([site == visit.seeds.site]) for site in self.plan.sites}
+        prompts = {
+            f"site/{site}": torch.tensor([site == visit.seeds.site and not self.parameters.denies])
+            for site in self.plan.sites
+        }
         own = Handover.of(generator={"image": image, "label": seen.label}, prompts=prompts)
         return Departure(replace(own, weights=visit.handover.weights), metrics)
 
@@ -215,9 +219,10 @@ def test_what_a_strategy_says_of_its_copies_does_not_count(node: Node) -> None:
     assert metrics_of(visit(node, plan(lies=True)))["copies"] == 1
 
 
+@pytest.mark.parametrize("how", ["mute", "denies"])
 @pytest.mark.parametrize("lies", [False, True])
-def test_a_generator_that_the_node_cannot_question_stays(node: Node, lies: bool) -> None:
-    assert visit(node, plan(mute=True, lies=lies)).error.code == RefusalCode.METRICS
+def test_a_generator_that_the_node_cannot_question_stays(node: Node, how: str, lies: bool) -> None:
+    assert visit(node, plan(lies=lies, **{how: True})).error.code == RefusalCode.METRICS
     assert node.crossings()[-1] == ("out", "refused", "METRICS")
 
 
