@@ -1,0 +1,257 @@
+"""Site-Modulated Diffusion: what the denoiser is told, what of it travels, what it remembers."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from protos.handover import Handover, Kind
+from protos.plan import Plan, Task
+from strategies.data import Batch
+from strategies.generative.denoiser import PROMPT, Denoiser, GeneratorChoice, Prompts, fresh_denoiser
+from strategies.generative.smd import REPLAYED, SiteModulatedDiffusion
+from strategies.generative.smg import SMG
+from strategies.registry import strategy_for
+from tests.strategies.harness import CPU, VIVID, Shelf, ShelvedWork, conduct, make_plan, make_sites
+from tests.strategies.stays import visit_at
+
+TASK = Task(size=(16, 16), channels=2, classes=("background", "one", "two"))
+SMALL = GeneratorChoice(channels=(8, 16))
+
+
+def smg(plan: Plan) -> SMG:
+    strategy = strategy_for(plan)
+    assert isinstance(strategy, SMG)
+    return strategy
+
+
+def given(**changes: Any) -> Mapping[str, Any]:
+    return {**VIVID["smg"], **changes}
+
+
+# The denoiser
+
+
+@pytest.mark.parametrize("unshuffle", [1, 2, 4])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_prediction_has_the_image_s_shape(dims: Any, unshuffle: Any) -> None:
+    task = Task(dims=dims, size=(16,) * dims, channels=2, classes=TASK.classes)
+    denoiser = Denoiser(task, GeneratorChoice(channels=(8, 8), unshuffle=unshuffle), 3)
+    image = torch.randn(2, 2, *task.size)
+    label = torch.zeros(2, 1, *task.size, dtype=torch.int64)
+    assert denoiser(image, label, torch.tensor([0, 999]), torch.tensor([0, 2])).shape == image.shape
+
+
+def test_the_mask_is_never_noised() -> None:
+    denoiser = fresh_denoiser(TASK, GeneratorChoice(channels=(8, 16), unshuffle=1), "AB", 0)
+    seen: list[torch.Tensor] = []
+    denoiser.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    noisy, label = torch.randn(2, 2, 16, 16), torch.randint(0, 3, (2, 1, 16, 16))
+    denoiser(noisy, label, torch.tensor([5, 900]), torch.tensor([0, 1]))
+    (whole,) = seen
+    assert torch.equal(whole[:, :2], noisy)
+    for number in (1, 2):
+        assert torch.equal(whole[:, 1 + number], (label[:, 0] == number).float() * 2 - 1)
+
+
+def test_a_prompt_learns_nothing_from_other_sites() -> None:
+    denoiser = fresh_denoiser(TASK, SMALL, "ABC", 0)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():  # MONAI's output begins at zero, which lets no gradient through
+            parameter.add_(0.1)
+    noisy, label = torch.randn(4, 2, 16, 16), torch.randint(0, 3, (4, 1, 16, 16))
+    denoiser(noisy, label, torch.full((4,), 500), torch.tensor([0, 2, 2, 0])).square().sum().backward()
+    slopes = denoiser.prompts.table.grad
+    assert slopes is not None
+    assert slopes[1].count_nonzero() == 0
+    assert slopes[0].count_nonzero() > 0
+    assert slopes[2].count_nonzero() > 0
+
+
+def test_prompts_are_512_floats_added_to_the_time_embedding() -> None:
+    wide = Prompts(3, PROMPT)  # the paper's width needs no projection
+    assert torch.equal(wide(torch.tensor([2, 0])), wide.table[[2, 0]])
+    narrow = Prompts(3, 64)
+    assert narrow(torch.tensor([1])).shape == (1, 64)
+    assert narrow(torch.arange(3)).std().item() == pytest.approx(1, abs=0.3)
+
+
+def test_a_prompt_follows_from_the_site_s_name_and_not_from_the_order() -> None:
+    one, other = (fresh_denoiser(TASK, SMALL, sites, 7) for sites in ("ABC", "CAB"))
+    assert torch.equal(one.prompts.table[[0, 1, 2]], other.prompts.table[[1, 2, 0]])
+
+
+def test_a_size_that_does_not_fit_is_one_sentence() -> None:
+    with pytest.raises(ValueError, match=r"^strategy\.generator: [^\n]*\.$"):
+        Denoiser(Task(size=(20, 16), classes=TASK.classes), GeneratorChoice(channels=(8, 8, 8)), 1)
+
+
+# What travels
+
+
+def test_a_visit_changes_its_own_prompt_and_those_of_earlier_sites() -> None:
+    plan = make_plan("smg")
+    first = smg(plan).first_handover()
+    handovers = [first, *conduct(plan, make_sites(plan))]
+    for number, (before, after) in enumerate(pairwise(handovers)):
+        for place, site in enumerate("ABC"):
+            changed = before.prompts[f"site/{site}"] != after.prompts[f"site/{site}"]
+            assert changed == (place <= number)
+        assert after.prompts[REPLAYED].torch().tolist() == [place <= number for place in range(3)]
+        assert before.generator != after.generator
+
+
+def test_the_generator_of_the_last_visit_is_trained_too() -> None:
+    plan = make_plan("smg")
+    *_, before, last = conduct(plan, make_sites(plan))
+    assert before.generator != last.generator
+
+
+def test_a_site_whose_visit_was_skipped_is_not_replayed() -> None:
+    """C comes after A alone: B's prompt is what the seed gave, and there is nothing to replay B from."""
+    plan = make_plan("smg")
+    after_a = conduct(plan, make_sites(plan))[0]
+    diffusion = SiteModulatedDiffusion(plan, smg(plan).parameters)
+    visit = visit_at(plan, after_a, stop=2)
+    assert set(diffusion.replay(visit)) == set()  # at A itself
+    shelf = Shelf()
+    other = replace_site(visit, "C", shelf)
+    assert set(diffusion.replay(other)) == {"A"}
+    with pytest.raises(ValueError, match=r"^No replay of B: [^\n]*\.$"):
+        diffusion.replayer(after_a, CPU)("B", torch.zeros(1, 1, 16, 16, dtype=torch.int64), [0])
+
+
+def replace_site(visit: Any, site: str, shelf: Shelf) -> Any:
+    """The visit at another site."""
+    return replace(visit, seeds=replace(visit.seeds, site=site), once=ShelvedWork(shelf, site))
+
+
+def test_fixed_prompts_stay_as_they_were_given() -> None:
+    rng = np.random.default_rng(0)
+    vectors = {site: rng.normal(size=PROMPT).tolist() for site in "ABC"}
+    plan = make_plan("smg", parameters=given(prompts="fixed", vectors=vectors))
+    for handover in conduct(plan, make_sites(plan)):
+        for site, vector in vectors.items():
+            assert torch.equal(handover.prompts[f"site/{site}"].torch(), torch.tensor(vector))
+
+
+# Replay
+
+
+def test_there_is_a_replay_for_every_training_sample_of_this_site_with_its_mask() -> None:
+    plan = make_plan("smg", parameters=given(replays=None))
+    sites = make_sites(plan)
+    after_b = conduct(plan, sites)[1]
+    visit = replace_site(visit_at(plan, after_b, sites["C"], stop=2), "C", Shelf())
+    replay = SiteModulatedDiffusion(plan, smg(plan).parameters).replay(visit)
+    assert set(replay) == {"A", "B"}
+    masks = {turned.numpy().tobytes() for label in sites["C"].batch(range(7)).label for turned in turns(label)}
+    for batch in replay.values():
+        assert batch.image.shape == (7, 1, 16, 16)
+        assert batch.image.dtype == torch.float32
+        assert all(label.contiguous().numpy().tobytes() in masks for label in batch.label)
+
+
+def turns(label: torch.Tensor) -> list[torch.Tensor]:
+    """What the augmentation of Blobs makes of a label."""
+    return [torch.rot90(label, quarter, (-2, -1)).contiguous() for quarter in range(4)]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "ancestral"])
+def test_equal_seeds_give_equal_replays(sampler: str) -> None:
+    plan = make_plan("smg", parameters=given(sampler=sampler, evaluations=3))
+    handover = conduct(plan, make_sites(plan))[0]
+    label = torch.randint(0, 3, (4, 1, 16, 16))
+    replayer = smg(plan).replayer(handover, CPU)
+    assert replayer is not None
+    one, again = replayer("A", label, [1, 2, 3, 4]), replayer("A", label, [1, 2, 3, 4])
+    assert torch.equal(one, again)
+    assert not torch.equal(one[0], replayer("A", label[:1], [9])[0])
+    if sampler != "ancestral":
+        torch.testing.assert_close(replayer("A", label[2:3], [3]), one[2:3], atol=1e-4, rtol=1e-4)
+
+
+class Contrast:
+    """Discs that are brighter or darker than what is round them."""
+
+    def __init__(self, sign: float, count: int = 12) -> None:
+        rng = np.random.default_rng(int(10 + sign))
+        rows, columns = np.mgrid[:16, :16]
+        centres = rng.uniform(5, 11, (count, 2, 1, 1))
+        mask = (rows - centres[:, 0]) ** 2 + (columns - centres[:, 1]) ** 2 < 16
+        image = np.where(mask, sign, -sign) + rng.normal(0, 0.1, mask.shape)
+        self._image = torch.from_numpy(image[:, None]).float()
+        self._label = torch.from_numpy(mask[:, None]).long()
+
+    def __len__(self) -> int:
+        return len(self._image)
+
+    def batch(self, indices: Any, seeds: Any = None) -> Batch:
+        """As strategies.data.Samples says."""
+        return Batch(self._image[list(indices)], self._label[list(indices)])
+
+    windows = batch
+
+
+def test_sites_of_opposite_contrast_stay_apart_over_three_visits() -> None:
+    parameters = {
+        "generator": {"channels": [16, 16], "unshuffle": 2},
+        "generator_steps": 100,
+        "evaluations": 8,
+        "replays": 16,
+        "average": 0.98,
+    }
+    plan = make_plan("smg", parameters=parameters, steps=0).model_copy(
+        update={"task": Task(size=(16, 16), classes=("background", "disc"))}
+    )
+    sites: Any = {"A": Contrast(1.0), "B": Contrast(-1.0), "C": Contrast(0.4)}
+    last = conduct(plan, sites)[-1]
+    replayer = smg(plan).replayer(last, CPU)
+    assert replayer is not None
+    label = Contrast(1.0).batch(range(8)).label
+    contrasts = {}
+    for site in "ABC":
+        image = replayer(site, label, range(8))
+        contrasts[site] = float(image[label == 1].mean() - image[label == 0].mean())
+    assert contrasts["A"] > 1
+    assert contrasts["B"] < -1
+    assert 0 < contrasts["C"] < contrasts["A"]
+
+
+def test_strategies_with_equal_generators_share_the_work() -> None:
+    """What differs between the paper's ablations has no part in the generator, so that a study makes it once."""
+    shelf = Shelf()
+    generators = []
+    for changes in ({}, {"gamma": 0.5}, {"orientation": False}, {"replay_labels": "mask"}):
+        plan = make_plan("smg", parameters=given(**changes))
+        again = Shelf(made=shelf.made)
+        generators.append([handover.generator for handover in conduct(plan, make_sites(plan), shelf=again)])
+        assert len(shelf.made) == 3 + 2  # a generator per visit, and a replay at all but the first
+    assert all(found == generators[0] for found in generators)
+    plan = make_plan("smg", parameters=given(generator_lr=1e-4))
+    conduct(plan, make_sites(plan), shelf=Shelf(made=shelf.made))
+    assert len(shelf.made) == 10
+
+
+def test_nothing_is_learnt_in_float64() -> None:
+    plan = make_plan("smg")
+    for _, name, tensor in conduct(plan, make_sites(plan))[-1].items():
+        assert tensor.dtype in ("float32", "bool"), name
+
+
+def kinds(handover: Handover) -> set[Kind]:
+    return {kind for kind, _, _ in handover.items()}
+
+
+def test_only_a_visited_site_is_sent_the_generator_to_score_it() -> None:
+    strategy = smg(make_plan("smg"))
+    first = strategy.first_handover()
+    whole = {Kind.WEIGHTS, Kind.GENERATOR, Kind.PROMPTS}
+    assert kinds(strategy.for_scoring(first, "A", 0)) == whole
+    assert kinds(strategy.for_scoring(first, "B", 0)) == {Kind.WEIGHTS}
+    assert kinds(strategy.for_scoring(first, "B", 1)) == whole
+    assert kinds(strategy.for_scoring(first, "a site never visited", 2)) == {Kind.WEIGHTS}
