@@ -20,9 +20,12 @@ from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema, Kind, TensorSpec
 from protos.plan import Plan
 from strategies.data import Batch
-from strategies.generative.denoiser import PROMPT
+from strategies.gathering import Average, Gathering, Stop
 from strategies.generative.dual_meta import Alignment, Pair, draw_split, dual_meta
-from strategies.generative.smd import DiffusionParameters, Replay, SiteModulatedDiffusion, SiteReplayer, replace_site
+from strategies.generative.parameters import PROMPT, DiffusionParameters
+from strategies.generative.smd import SiteModulatedDiffusion, SiteReplayer
+from strategies.generative.smd_learning import Replay, other_stream
+from strategies.generative.smg_kept import AlignedReplay
 from strategies.losses import segmentation_loss
 from strategies.strategy import LOSS, VISIT_METRICS, Strategy, UnknownParameter
 from strategies.training import backward, train, visit_steps
@@ -42,6 +45,9 @@ class SMGParameters(DiffusionParameters):
     # them it is the paper's "w/o orientation" or "w/o arbitrary", without both the naive sum of the two losses.
     orientation: bool = True
     arbitrary: bool = True
+    # without, it is the paper's "w/o SMD": no generator, and each earlier site rehearses at most `cases` cases at home
+    smd: bool = True
+    cases: Annotated[int, Field(ge=0, le=20)] = 20
     # the labels that the segmentation network learns a replay with: the mask it was made from (the paper), or what the
     # arrived network says of it, as classes or as probabilities
     replay_labels: Literal["mask", "arrived", "arrived_soft"] = "arrived_soft"
@@ -52,21 +58,33 @@ class SMGParameters(DiffusionParameters):
             raise ValueError("prompts: fixed needs vectors, and learnable prompts take none")
         return self
 
+    @property
+    def alignment(self) -> Alignment:
+        """What is aligned, at which rates."""
+        return Alignment(self.gamma, self.beta, self.orientation, self.arbitrary)
+
 
 class SMG(Strategy):
-    """Weights, one generator and one prompt per site travel; replays are made where they are used and stay there."""
+    """Weights, one generator and one prompt per site travel; replays are made where they are used and stay there.
+
+    With `smd: false` weights alone travel, and gradients of the cases that earlier sites keep (`smg_kept.py`).
+    """
 
     name = "smg"
     summary = "aligned gradients on the incoming site and on diffusion replays of the earlier ones"
     source = "Xu et al. 2024 (SMG-Learning)"
     carries = frozenset({Kind.WEIGHTS, Kind.GENERATOR, Kind.PROMPTS})
     Parameters = SMGParameters
+    neutral = {"smd": False, "cases": 0}
 
     parameters: SMGParameters
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        if plan.task.soft:
+        self._kept: AlignedReplay | None = None
+        if not self.parameters.smd:
+            self._kept = AlignedReplay(plan, self.parameters.cases, self.parameters.alignment)
+        elif plan.task.soft:
             raise UnknownParameter("strategy.name: smg replays masks of classes; set task.soft to false.")
         if (vectors := self.parameters.vectors) is not None:
             _check_vectors(vectors, plan.sites)
@@ -74,22 +92,41 @@ class SMG(Strategy):
 
     def schema(self) -> HandoverSchema:
         """Weights, generator and prompts."""
+        if self._kept:
+            return self._kept.schema()
         return HandoverSchema({**super().schema().tensors, **_present(self._diffusion.schema())})
 
     def first_handover(self) -> Handover:
         """Network and generator as initialised from the run's seed."""
+        if self._kept:
+            return self._kept.first_handover()
         generator = self._diffusion.first()
         return replace(super().first_handover(), generator=generator.generator, prompts=generator.prompts)
 
     def declares(self, action: str) -> Declaration:
         """The handover, and the visit's curves."""
+        if self._kept:
+            return self._kept.declares(action)
         curves = {f"{name}.{point:02}": bound for name, bound in _CURVES.items() for point in range(CURVE)}
         return Declaration(self.schema(), {**VISIT_METRICS, **curves})
 
+    def takes(self, action: str) -> Mapping[str, Bound]:
+        """Nothing, unless a gradient is asked for."""
+        return self._kept.takes(action) if self._kept else super().takes(action)
+
+    def itinerary(self) -> tuple[Stop, ...]:
+        """A tour, at which the earlier sites rehearse where they keep cases."""
+        return self._kept.itinerary() if self._kept else super().itinerary()
+
+    def gather(self, stop: Stop, handover: Handover, cases: Mapping[str, int], average: Average) -> Gathering:
+        """A visit, or the rounds of Dual-Meta's steps."""
+        gather = self._kept.gather if self._kept else super().gather
+        return gather(stop, handover, cases, average)
+
     def scoring_kinds(self, site: str, stop: int) -> frozenset[Kind]:
         """A site that has been visited is sent the generator too, and measures how far its replay has drifted."""
-        visited = self.plan.sites[: stop + 1]
-        return self.carries if site in visited else frozenset({Kind.WEIGHTS})
+        sent = self._kept is None and site in self.plan.sites[: stop + 1]
+        return self.carries if sent else frozenset({Kind.WEIGHTS})
 
     def replayer(self, handover: Handover, device: torch.device) -> SiteReplayer | None:
         """The handover's generator, if it has one."""
@@ -100,6 +137,8 @@ class SMG(Strategy):
 
         The generator does not depend on the network, so that it does not matter which learns first.
         """
+        if self._kept:
+            return self._kept.visit(visit)
         own, generator_steps = visit_steps(self.plan.training, len(visit.train)), self._diffusion.steps(visit)
 
         def reported(first: int) -> Visit:
@@ -126,8 +165,7 @@ class SMG(Strategy):
         model = self.loaded(visit.handover, visit.device)
         labelled = self._labelled(model.eval(), replay)
         curves = _Curves()
-        parameters, size = self.parameters, self.plan.training.batch_size
-        alignment = Alignment(parameters.gamma, parameters.beta, parameters.orientation, parameters.arbitrary)
+        size, alignment = self.plan.training.batch_size, self.parameters.alignment
 
         def loss(batch: Batch) -> Tensor:
             return replay_loss(self.plan, model(batch.image), batch.label)
@@ -183,7 +221,7 @@ def _drawn(visit: Visit, replay: Replay, step: int, size: int) -> Batch:
     for place in range(step * size, (step + 1) * size):
         site = sites[place % len(sites)]
         batch = replay[site]
-        stream = replace_site(visit.seeds, f"learning from {site}")
+        stream = other_stream(visit.seeds, f"learning from {site}")
         index = stream.sample(place // len(sites), len(batch.image))
         image.append(batch.image[index])
         label.append(batch.label[index])
