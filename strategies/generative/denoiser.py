@@ -5,40 +5,17 @@ MONAI's class embedding does.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
 from monai.networks.utils import pixelshuffle, pixelunshuffle
-from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from protos.plan import PositiveInt, Record, Task
+from protos.plan import Task
+from strategies.generative.parameters import PROMPT, GeneratorChoice, Precision
 from strategies.randomness import derive
 from strategies.visit import seeded
-
-PROMPT = 512  # floats; the paper's, whose time embedding is as wide
-
-
-class GeneratorChoice(Record):
-    """The denoiser's size; the paper's (Sec. IV-B) begins with 128 channels and attends at 16 x 16 pixels.
-
-    `unshuffle` folds squares (cubes) of so many pixels into channels first, which makes a small generator fast.
-    """
-
-    channels: tuple[PositiveInt, ...] = (32, 64, 96)  # per level, finest first; multiples of 8
-    attention: tuple[bool, ...] | None = None  # per level; None: only in the middle, where MONAI always attends
-    blocks: PositiveInt = 1  # residual ones per level
-    unshuffle: Literal[1, 2, 4] = 2
-
-    @model_validator(mode="after")
-    def _fitting(self) -> Self:
-        if not self.channels or any(number % 8 for number in self.channels):
-            raise ValueError("channels must be multiples of 8, at least one")
-        if self.attention is not None and len(self.attention) != len(self.channels):
-            raise ValueError("attention needs one truth value per level of channels")
-        return self
 
 
 class Prompts(nn.Module):
@@ -125,9 +102,6 @@ def fresh_denoiser(
                 own = torch.Generator().manual_seed(derive(seed, "prompt", site))
                 denoiser.prompts.table[row] = torch.randn(PROMPT, generator=own)
     return denoiser
-
-
-Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def autocast(precision: Precision, device: torch.device, dims: int) -> torch.autocast:

@@ -12,7 +12,8 @@ import torch
 from protos.handover import Handover, Kind
 from protos.plan import Plan, Task
 from strategies.data import Batch
-from strategies.generative.denoiser import PROMPT, Denoiser, GeneratorChoice, Prompts, fresh_denoiser
+from strategies.generative.denoiser import Denoiser, Prompts, fresh_denoiser
+from strategies.generative.parameters import PROMPT, GeneratorChoice
 from strategies.generative.smd import REPLAYED, SiteModulatedDiffusion
 from strategies.generative.smg import SMG
 from strategies.registry import strategy_for
