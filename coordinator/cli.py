@@ -63,7 +63,9 @@ PoolOption = Annotated[
     Literal["orders", "none"] | None,
     typer.Option("--pool", help="Whether runs of different orders share a row; default: in a paper's table they do."),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="PyTorch device of the simulated nodes: cpu, cuda, ...")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="PyTorch device of the simulated nodes: auto, cpu, cuda, ...")
+]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or an unambiguous beginning of it.")]
 
 
@@ -77,7 +79,7 @@ def simulate(
     overrides: SetOption = None,
     home: HomeOption = Path(".locum"),
     database: DatabaseOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
     report: Annotated[bool, typer.Option(help="Write a report for every run.")] = True,
 ) -> None:
@@ -93,9 +95,9 @@ def simulate(
         source = str(scenario)
         loaded = load_scenario(scenario, overrides or [])
         data = data or scenario.parent
-    from coordinator.simulate import begin_all, check_device
+    from coordinator.simulate import begin_all, found_device
 
-    check_device(device)
+    device = found_device(device)
     place = _home(home, database)
     names = begin_all(list(loaded.runs()), place, data, command_of(database), source=source, device=device)
     failed = carry_out_all(names, place, dict.fromkeys(names, device), given(context))
@@ -110,7 +112,7 @@ def study(
     overrides: SetOption = None,
     home: HomeOption = Path(".locum"),
     database: DatabaseOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
     out: OutOption = None,
     table: TableOption = "overview",
@@ -118,12 +120,12 @@ def study(
 ) -> None:
     """Make every run of a scenario's study and compare them; made again, it goes on and repeats nothing."""
     from coordinator.scenario import load_scenario
-    from coordinator.simulate import check_device
+    from coordinator.simulate import found_device
     from coordinator.study import carry_out, compare_and_exit
     from coordinator.taking_up import take_up_or_begin
 
     loaded = load_scenario(scenario, overrides or [])
-    check_device(device)
+    device = found_device(device)
     place = _home(home, database)
     command = command_of(database)
     runs = take_up_or_begin(
@@ -149,13 +151,11 @@ def resume(
     report: Annotated[bool, typer.Option(help="Write a report for every run.")] = True,
 ) -> None:
     """Go on with runs that are pending, interrupted, failed or incomplete; they end as if undisturbed."""
-    from coordinator.simulate import check_device, move_data
+    from coordinator.simulate import found_device, move_data
 
     place = _home(home, database)
     names = list(dict.fromkeys(_named(run, place) for run in runs))
-    devices = {name: device or place.store().run(name).device for name in names}
-    for needed in set(devices.values()):
-        check_device(needed)
+    devices = {name: found_device(device or place.store().run(name).device) for name in names}
     if data is not None:
         for name in names:
             move_data(name, place, data)

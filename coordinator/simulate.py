@@ -91,16 +91,19 @@ def _name(scenario: Scenario) -> str:
     return f"{scenario.name}-{scenario.strategy.name}"[: NAME_LENGTH - len(tail)] + tail
 
 
-def check_device(device: str) -> None:
-    """Raise ScenarioError unless PyTorch can compute on `device` here."""
+def found_device(device: str) -> str:
+    """The device that a name stands for; `auto` is the GPU where there is one. Raises ScenarioError if it is not here."""
     import torch
 
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ScenarioError(
             f"--device {device}: PyTorch has no such device here; name another, for example cpu."
         ) from error
+    return device
 
 
 def carry_out(run: str, home: Home, *, device: str, listener: Listener) -> None:
