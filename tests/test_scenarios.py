@@ -77,8 +77,11 @@ def test_a_command_of_the_page_makes_a_table_of_the_small_counterpart(
     path = PAPERS.parent / counterparts()[Path(words[2]).name]
     scenario = yaml.safe_load(path.read_text())
     sites = [site | {"phantom": site["phantom"] | {"cases": 8, "size": 16}} for site in scenario["sites"][:2]]
+    fewer = {"generator": {"channels": [8]}, "generator_steps": 2, "evaluations": 2, "replays": 2}
+    choices = [{"name": choice} if isinstance(choice, str) else choice for choice in scenario["study"]["strategies"]]
     shorter: dict[str, Any] = {
         "sites": sites,
+        "study.strategies": [choice | fewer if choice["name"] == "smg" else choice for choice in choices],
         "task.size": [16] * scenario["task"].get("dims", 2),
         "network.channels": [2, 4],
         "training.epochs": 1,
