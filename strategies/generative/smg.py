@@ -5,10 +5,8 @@ Dual-Meta (`dual_meta.py`), update generator and prompts, hand over all three. N
 leaves open is said where it is decided.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import isfinite
-from statistics import fmean
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -21,6 +19,7 @@ from protos.handover import Handover, HandoverSchema, Kind, TensorSpec
 from protos.plan import Plan
 from strategies.data import Batch
 from strategies.gathering import Average, Gathering, Stop
+from strategies.generative.course import CURVE, Curves, Part
 from strategies.generative.dual_meta import Alignment, Pair, draw_split, dual_meta
 from strategies.generative.parameters import PROMPT, DiffusionParameters
 from strategies.generative.smd import SiteModulatedDiffusion, SiteReplayer
@@ -29,9 +28,8 @@ from strategies.generative.smg_kept import AlignedReplay
 from strategies.losses import segmentation_loss
 from strategies.strategy import LOSS, VISIT_METRICS, Strategy, UnknownParameter
 from strategies.training import backward, train, visit_steps
-from strategies.visit import Checkpoint, Departure, Visit
+from strategies.visit import Departure, Visit
 
-CURVE = 20  # points that a visit's curves are given in
 _TOGETHER = 16  # replays that are labelled in one batch
 _CURVES: Mapping[str, Bound] = {"loss": LOSS, "replay_loss": LOSS, "alignment": Bound(-1, 1), "generator_loss": LOSS}
 
@@ -51,6 +49,7 @@ class SMGParameters(DiffusionParameters):
     # the labels that the segmentation network learns a replay with: the mask it was made from (the paper), or what the
     # arrived network says of it, as classes or as probabilities
     replay_labels: Literal["mask", "arrived", "arrived_soft"] = "arrived_soft"
+    replay_noise: Annotated[float, Field(ge=0)] = 0.0  # the largest standard deviation of noise laid over a replay
 
     @model_validator(mode="after")
     def _prompts_given(self) -> "SMGParameters":
@@ -146,14 +145,14 @@ class SMG(Strategy):
             return replace(visit, report=lambda step, _, scalars: visit.report(first + step, whole, scalars))
 
         replay = self._diffusion.replay(visit)
-        part = _Part(visit.checkpoint, "generator")
+        part = Part(visit.checkpoint, "generator")
         generator, generator_losses = self._diffusion.learn(reported(0), replay, part)
         model, metrics, curves = self._segment(reported(generator_steps), replay)
         handover = replace(
             Handover.of(weights=model.state_dict()), generator=generator.generator, prompts=generator.prompts
         )
-        points = {"generator_loss": generator_losses, **curves}
-        return Departure(handover, {**metrics, **{k: v for name, of in points.items() for k, v in _curve(name, of)}})
+        courses = {"generator_loss": generator_losses, **curves}
+        return Departure(handover, {**metrics, **{k: v for name, of in courses.items() for k, v in points(name, of)}})
 
     def _segment(
         self, visit: Visit, replay: Replay
@@ -164,7 +163,7 @@ class SMG(Strategy):
         """
         model = self.loaded(visit.handover, visit.device)
         labelled = self._labelled(model.eval(), replay)
-        curves = _Curves()
+        curves = Curves()
         size, alignment = self.plan.training.batch_size, self.parameters.alignment
 
         def loss(batch: Batch) -> Tensor:
@@ -175,7 +174,7 @@ class SMG(Strategy):
                 value = backward(loss)(batch, step)
                 curves.add(value.detach())
                 return value
-            drawn = _drawn(visit, labelled, step, size)
+            drawn = _roughened(_drawn(visit, labelled, step, size), self.parameters.replay_noise, visit, step)
             split = draw_split(len(batch.image), len(drawn.image), visit.seeds("split", step))
             found = dual_meta(model, loss, Pair(batch, drawn, split), alignment)
             for name, parameter in model.named_parameters():
@@ -183,7 +182,7 @@ class SMG(Strategy):
             curves.add(found.incoming, found.replay, found.cosine)
             return found.incoming
 
-        checkpoint = _Part(visit.checkpoint, "network", curves)
+        checkpoint = Part(visit.checkpoint, "network", curves)
         metrics = train(model, self.plan.training, replace(visit, checkpoint=checkpoint), gradients=gradients)
         return model, metrics, curves.values()
 
@@ -228,66 +227,14 @@ def _drawn(visit: Visit, replay: Replay, step: int, size: int) -> Batch:
     return Batch(torch.stack(image), torch.stack(label))
 
 
-class _Curves:
-    """What is plotted of a visit's steps, kept on the device until the end: a step must not wait for it."""
-
-    names = ("loss", "replay_loss", "alignment")
-
-    def __init__(self) -> None:
-        self._steps: list[Tensor] = []
-
-    def add(self, incoming: Tensor, replay: Tensor | None = None, cosine: Tensor | None = None) -> None:
-        """One step's scalars."""
-        none = torch.full_like(incoming, torch.nan)
-        self._steps.append(
-            torch.stack([incoming, none if replay is None else replay, none if cosine is None else cosine])
-        )
-
-    def state(self) -> Tensor:
-        """float64 [steps, 3]."""
-        return torch.stack(self._steps).double().cpu() if self._steps else torch.empty(0, len(self.names)).double()
-
-    def restore(self, state: Tensor) -> None:
-        """Go on from what `state` returned."""
-        self._steps = list(state)
-
-    def values(self) -> dict[str, list[float]]:
-        """The steps' values by name."""
-        return dict(zip(self.names, self.state().T.tolist(), strict=True))
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The checkpoint of one part of a visit: what another part saved is none of its own."""
-
-    whole: Checkpoint
-    name: str
-    curves: _Curves | None = None
-
-    def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        """See strategies.visit.Checkpoint."""
-        saved = self.whole.load()
-        if saved is None or (mark := f"part/{self.name}") not in saved[1]:
-            return None
-        step, tensors = saved
-        curve = tensors.pop(mark)
-        if self.curves is not None:
-            self.curves.restore(curve)
-        return step, tensors
-
-    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """See strategies.visit.Checkpoint."""
-        curve = torch.zeros(0) if self.curves is None else self.curves.state()
-        self.whole.save(step, {**tensors, f"part/{self.name}": curve})
-
-
-def _curve(name: str, values: Sequence[float]) -> Iterator[tuple[str, float]]:
-    """The mean over each twentieth of a visit, where there is a value."""
-    for point in range(CURVE):
-        part = values[len(values) * point // CURVE : len(values) * (point + 1) // CURVE]
-        there = [value for value in part if isfinite(value)]
-        if there:
-            yield f"{name}.{point:02}", fmean(there)
+def _roughened(batch: Batch, most: float, visit: Visit, step: int) -> Batch:
+    """With noise over every image, of a standard deviation drawn from [0, most]; labels stay as they are."""
+    if not most:
+        return batch
+    draws = torch.Generator().manual_seed(visit.seeds("replay noise", step))
+    size = torch.rand(len(batch.image), *[1] * (batch.image.ndim - 1), generator=draws) * most
+    noise = torch.randn(batch.image.shape, generator=draws) * size
+    return Batch(batch.image + noise.to(batch.image.device), batch.label)
 
 
 def _check_vectors(vectors: Mapping[str, Sequence[float]], sites: Sequence[str]) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from strategies.generative.smg import CURVE, SMG, replay_loss
+from strategies.generative.course import CURVE
+from strategies.generative.smg import SMG, replay_loss
 from strategies.losses import segmentation_loss
 from strategies.registry import strategy_for
 from strategies.strategy import UnknownParameter
