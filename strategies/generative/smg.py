@@ -19,7 +19,7 @@ from protos.handover import Handover, HandoverSchema, Kind, TensorSpec
 from protos.plan import Plan
 from strategies.data import Batch
 from strategies.gathering import Average, Gathering, Stop
-from strategies.generative.course import CURVE, Curves, Part
+from strategies.generative.course import CURVE, Curves, Part, points
 from strategies.generative.dual_meta import Alignment, Pair, draw_split, dual_meta
 from strategies.generative.parameters import PROMPT, DiffusionParameters
 from strategies.generative.smd import SiteModulatedDiffusion, SiteReplayer
