@@ -91,7 +91,8 @@ def visit(message: Message, context: Context) -> Message:
             progress.Step(request.run, request.stop, request.site, step, steps, scalars)
         ),
         checkpoint=checkpoints.VisitCheckpoint(settings.home, request, drawn_from),
-        once=Workshop(settings.home, settings.device, lambda: data().origin("train")),
+        # of cases whose files are out of reach for a while the state is the same: which are usable says more
+        once=Workshop(settings.home, settings.device, lambda: f"{drawn_from()} {data().origin('train')}"),
         memory=SiteMemory(settings, request, data, None if policy.memory is None else policy.memory.cases),
         first=request.first,
         privacy=privacy,
@@ -100,7 +101,7 @@ def visit(message: Message, context: Context) -> Message:
     if privacy is not None:
         check_protected(departure.handover, departure.metrics, privacy.released)
     metrics = departure.metrics
-    if carries_generator(strategy.declares(request.action)):
+    if carries_generator(declare(VISIT, request).leaves):
         metrics = _with_copies(strategy, stay, departure)
     return Message(pack_reply(request, departure.handover, metrics), reply_to=message)
 

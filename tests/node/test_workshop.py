@@ -8,10 +8,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from flwr.app import Context, RecordDict
+from PIL import Image
 
+import node.app as app_module
+from node.data.cache import SiteCache
+from node.settings import SiteSettings
 from node.workshop import Workshop
+from protos.messages import VISIT, Request, pack_request, read_handover
+from protos.plan import StrategyChoice
+from strategies.registry import strategy_for
+from tests.node.guarded import instruction, over_the_wire
+from tests.node.test_app import PLAN
 
 ROOT = Path(__file__).parents[2]
 RECIPE = {"what": "replay", "seeds": [1, 2], "lr": 0.1}
@@ -186,3 +197,55 @@ def test_two_processes_do_it_once_and_a_killed_one_leaves_it_to_the_other(tmp_pa
         assert other.says() == "making"
         assert other.says() == str(other.process.pid)
         other.process.kill()
+
+
+# Through the node
+
+TINY = PLAN.model_copy(
+    update={
+        "strategy": StrategyChoice(
+            name="smg", generator={"channels": [8]}, generator_steps=2, generator_batch=2, evaluations=1
+        )
+    }
+)
+
+
+def generator_of(site: SiteSettings) -> Mapping[str, Any]:
+    """What the generator is after a visit to the site, by a process of its own as far as what it remembers goes."""
+    app_module._cache = SiteCache(budget=2**20)
+    request = Request(run="run-1", site="north", plan=TINY)
+    message = instruction(pack_request(request, strategy_for(TINY).first_handover()), VISIT)
+    reply = app_module.app(over_the_wire(message), Context(1, 7, {"site": site.model_dump_json()}, RecordDict(), {}))
+    handover = read_handover(over_the_wire(reply).content)
+    assert handover is not None
+    return handover.generator
+
+
+def test_what_was_made_while_a_file_was_out_of_reach_is_not_found_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails for a while leaves a file's length and time as they are; here its bytes stand for the disk."""
+    monkeypatch.setattr(app_module, "_cache", None)  # given back at the end
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        mask = np.zeros((16, 16), np.uint8)
+        mask[4 : 8 + number, 4:9] = 1
+        for folder, pixels in (("images", rng.integers(0, 255, (16, 16), np.uint8)), ("labels", mask)):
+            (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "data" / folder / f"case{number}.png")
+
+    def site(home: str) -> SiteSettings:
+        return SiteSettings(name="north", home=tmp_path / home, data=tmp_path / "data", durable=False)
+
+    whole = generator_of(site("one"))
+    files = {path: (path.read_bytes(), path.stat()) for path in (tmp_path / "data" / "images").glob("*[0-4].png")}
+    for path, (content, state) in files.items():
+        path.write_bytes(bytes(len(content)))
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    part = generator_of(site("two"))
+    assert part != whole
+    for path, (content, state) in files.items():
+        path.write_bytes(content)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    (tmp_path / "two" / "checkpoints").rename(tmp_path / "two" / "another run's")
+    assert generator_of(site("two")) == whole
