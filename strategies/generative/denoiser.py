@@ -5,6 +5,7 @@ MONAI's class embedding does.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
@@ -104,11 +105,18 @@ def fresh_denoiser(
     return denoiser
 
 
-def autocast(precision: Precision, device: torch.device, dims: int) -> torch.autocast:
-    """Mixed precision on `device`; `auto` is bfloat16 where the processor has it.
+def precision_on(precision: Precision, device: torch.device, dims: int) -> Literal["float32", "bfloat16"]:
+    """What `precision` comes to on `device`; `auto` is bfloat16 where the processor has it.
 
     Not in 3D on a CPU: PyTorch's bfloat16 gradient of small 3D convolutions was seen to hold NaN there.
     """
+    if precision != "auto":
+        return precision
     has = device.type != "cpu" or (dims == 2 and bool(torch.cpu.get_capabilities().get("avx512_bf16", False)))
-    wanted = precision == "bfloat16" or (precision == "auto" and has)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+    return "bfloat16" if has else "float32"
+
+
+def autocast(precision: Precision, device: torch.device, dims: int) -> torch.autocast:
+    """Mixed precision on `device`, where `precision` comes to that."""
+    mixed = precision_on(precision, device, dims) == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed)

@@ -46,7 +46,7 @@ class DiffusionParameters(Record):
     vectors: dict[str, tuple[Annotated[float, Field(allow_inf_nan=False)], ...]] | None = None  # fixed prompts, by site
     generator_steps: Annotated[int, Field(ge=0)] = 600  # per visit; the paper: 800 000
     generator_first_steps: Annotated[int, Field(ge=0)] | None = None  # at the first visit; None: as at the others
-    generator_batch: PositiveInt = 16
+    generator_batch: Annotated[int, Field(ge=2)] = 16  # one image of the site and one replay at the least
     generator_lr: Annotated[float, Field(ge=0)] = 1e-3  # falls to a tenth within a visit; the paper: 1e-4
     prompt_lr: Annotated[float, Field(ge=0)] = 5.0  # times generator_lr
     average: Annotated[float, Field(ge=0, lt=1)] = 0.995  # of the weights over the steps; what travels

@@ -12,7 +12,7 @@ from torch import Tensor
 from protos.handover import Handover, HandoverSchema, Kind, TensorSpec
 from protos.plan import Plan
 from strategies.data import Batch
-from strategies.generative.denoiser import Denoiser, autocast, fresh_denoiser
+from strategies.generative.denoiser import Denoiser, autocast, fresh_denoiser, precision_on
 from strategies.generative.diffusion import Schedule, sample
 from strategies.generative.parameters import LEVELS, PROMPT, DiffusionParameters
 from strategies.generative.smd_learning import TABLE, Lesson, Replay, learn
@@ -119,6 +119,8 @@ class SiteModulatedDiffusion:
         """All that a replay or a generator depends on, beside this site's training cases."""
         task = self._plan.task.model_dump(mode="json")
         handover, parameters = visit.handover, self._parameters.model_dump(mode="json")
+        # not `auto`: a home may be taken up by another processor
+        parameters["precision"] = precision_on(self._parameters.precision, visit.device, self._plan.task.dims)
         return {
             "what": f"SMD {what}",
             "generator": [handover.digest(kind).hex() for kind in (Kind.GENERATOR, Kind.PROMPTS)],

@@ -39,7 +39,7 @@ class Lesson:
         size, share = self.parameters.generator_batch, self.parameters.incoming_share
         own = size
         if self.replay:
-            own = min(size - 1, max(1, round(size * (share or 1 / (1 + len(self.replay)))))) if size > 1 else step % 2
+            own = min(size - 1, max(1, round(size * (share or 1 / (1 + len(self.replay))))))
         rows = [_own(self.visit, step * own + place) for place in range(own)]
         names = [self.visit.seeds.site] * own
         earlier = tuple(self.replay)

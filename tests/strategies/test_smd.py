@@ -12,11 +12,13 @@ import torch
 from protos.handover import Handover, Kind
 from protos.plan import Plan, Task
 from strategies.data import Batch
-from strategies.generative.denoiser import Denoiser, Prompts, fresh_denoiser
+from strategies.generative.denoiser import Denoiser, Prompts, fresh_denoiser, precision_on
 from strategies.generative.parameters import PROMPT, GeneratorChoice
 from strategies.generative.smd import REPLAYED, SiteModulatedDiffusion
+from strategies.generative.smd_learning import Lesson
 from strategies.generative.smg import SMG
 from strategies.registry import strategy_for
+from strategies.strategy import UnknownParameter
 from tests.strategies.harness import CPU, VIVID, Shelf, ShelvedWork, conduct, make_plan, make_sites
 from tests.strategies.stays import visit_at
 
@@ -236,6 +238,36 @@ def test_strategies_with_equal_generators_share_the_work() -> None:
     plan = make_plan("smg", parameters=given(generator_lr=1e-4))
     conduct(plan, make_sites(plan), shelf=Shelf(made=shelf.made))
     assert len(shelf.made) == 10
+
+
+def test_work_is_found_again_by_the_precision_that_auto_came_to() -> None:
+    """Else a home that another processor takes up would mix both."""
+    plan = make_plan("smg")
+    shelf = Shelf()
+    conduct(plan, make_sites(plan), shelf=shelf)
+    here = precision_on("auto", CPU, dims=2)
+    for precision in ("float32", "bfloat16"):
+        found = Shelf(made=dict(shelf.made))
+        conduct(make_plan("smg", parameters=given(precision=precision)), make_sites(plan), shelf=found)
+        assert (found.made.keys() == shelf.made.keys()) == (precision == here)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_all_earlier_sites_are_learnt_as_often_whatever_the_batch(size: int) -> None:
+    plan = make_plan("smg", parameters=given(generator_batch=size))
+    image, label = torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16, dtype=torch.int64)
+    replay = {site: Batch(image, label) for site in "BC"}
+    lesson = Lesson(visit_at(plan), replay, plan.sites, smg(plan).parameters, plan.task.dims)
+    steps = [lesson.batch(step) for step in range(6)]
+    assert all(torch.equal(numbers[:own], torch.zeros(own)) for _, _, numbers, own in steps)
+    counts = torch.cat([numbers for _, _, numbers, _ in steps]).bincount(minlength=3).tolist()
+    assert counts[0] >= 6
+    assert counts[1] == counts[2] > 0
+
+
+def test_a_batch_has_room_for_the_site_and_for_a_replay() -> None:
+    with pytest.raises(UnknownParameter, match=r"^strategy\.generator_batch: "):
+        smg(make_plan("smg", parameters=given(generator_batch=1)))
 
 
 def test_nothing_is_learnt_in_float64() -> None:
