@@ -14,7 +14,8 @@ class Replayer(Protocol):
     def __call__(self, site: str, label: Tensor, seeds: Sequence[int]) -> Tensor:
         """Images float32 [N, channels, *size] in the style of `site`, one per mask of `label` (int64 [N, 1, *size]).
 
-        One seed per image (0 <= seed < 2**32): equal seeds give equal images, whichever others are made with them, up
-        to the rounding of batched arithmetic.
+        One seed per image (0 <= seed < 2**32): equal masks with equal seeds give equal images. Up to the rounding of
+        batched arithmetic each depends on its own mask and seed alone, unless the sampler draws noise on the way, which
+        follows from the seeds of all images that are made together.
         """
         ...

@@ -87,20 +87,6 @@ def draw_split(incoming: int, replay: int, seed: int) -> Split:
     return Split(in_train[:incoming], in_train[incoming:])
 
 
-def combine(cells: Iterable[tuple[Mapping[str, Tensor], int]]) -> Gradient:
-    """The gradient of the mean loss over several cells, from each one's gradient and number of samples.
-
-    The sum of n g / the sum of n, exact wherever the cells were computed. Cells of no samples are left out; empty when
-    there are no others.
-    """
-    there = [(found, count) for found, count in cells if count]
-    total = sum(count for _, count in there)
-    combined: Gradient = {}
-    for found, count in there:
-        add(combined, found, count / total)
-    return combined
-
-
 def look_ahead(weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:
     """theta - rate * gradient, by parameter name (the Theta_D and Theta_tr of Eq. 5)."""
     return {name: weight - rate * gradient[name] for name, weight in weights.items()}
@@ -116,7 +102,8 @@ def dual_meta(model: nn.Module, loss: Loss, pair: Pair, alignment: Alignment) ->
     D and P may differ in the size of their images and in the kind of their labels. Either may have no samples, as may
     any cell. Nothing here waits for the device. The cosine takes what is there anyway: G_D against the gradient of P&tr
     at theta; without `arbitrary` G_D against that of P at the look-ahead; without `orientation` D&tr against P&tr;
-    without both G_D against G_P. Raises ValueError when neither D nor P has a sample.
+    without both G_D against G_P. Noise draws it towards 0, the more so the fewer the samples: it does not tell
+    alignments apart. Raises ValueError when neither D nor P has a sample.
     """
     n_d, n_p = _count(pair.incoming), _count(pair.replay)
     if not n_d + n_p:

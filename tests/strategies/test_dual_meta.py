@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from strategies.data import Batch
-from strategies.generative.dual_meta import Alignment, Gradient, Pair, Split, combine, draw_split, dual_meta, look_ahead
+from strategies.generative.dual_meta import Alignment, Gradient, Pair, Split, draw_split, dual_meta, look_ahead
 from strategies.generative.pga import first_order, pga, second_order
 
 WHOLE = Alignment(0.05, 0.08)
@@ -414,13 +414,6 @@ def test_a_split_is_its_seeds_alone() -> None:
 # ---- across sites
 
 
-def test_cells_combine_by_their_counts(model: nn.Module) -> None:
-    cells = [batch(3, 1), batch(1, 2, (4, 8)), batch(2, 4)]
-    parts = [(gradient(model, cell), len(cell.image)) for cell in cells]
-    close(combine([*parts, ({}, 0)]), gradient(model, *cells))
-    assert combine([({}, 0)]) == {}
-
-
 def test_two_phases_over_sites_are_the_pooled_step(model: nn.Module) -> None:
     """Every site answers with gradients of its own samples alone: first at theta, then at the two look-aheads."""
     incoming, sites = batch(4, 1), [batch(3, 2), batch(2, 3)]
@@ -434,7 +427,8 @@ def test_two_phases_over_sites_are_the_pooled_step(model: nn.Module) -> None:
     ]
 
     def answers(model: nn.Module, *cells: Batch) -> Gradient:
-        return combine([(gradient(model, cell), len(cell.image)) for cell in cells])
+        parts, count = [(gradient(model, cell), len(cell.image)) for cell in cells], sum(len(c.image) for c in cells)
+        return {name: sum(part[name] * n / count for part, n in parts) for name in parts[0][0]}
 
     g_d = answers(model, d_tr, d_te)
     g_tr = answers(model, d_tr, *(train for train, _ in own))
