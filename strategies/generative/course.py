@@ -19,6 +19,7 @@ class Curves:
     names = ("loss", "replay_loss", "alignment")
 
     def __init__(self) -> None:
+        self._before = torch.empty(0, len(self.names), dtype=torch.float64)  # taken up from a checkpoint, on the CPU
         self._steps: list[Tensor] = []
 
     def add(self, incoming: Tensor, replay: Tensor | None = None, cosine: Tensor | None = None) -> None:
@@ -30,11 +31,12 @@ class Curves:
 
     def state(self) -> Tensor:
         """float64 [steps, 3]."""
-        return torch.stack(self._steps).double().cpu() if self._steps else torch.empty(0, len(self.names)).double()
+        since = [torch.stack(self._steps).double().cpu()] if self._steps else []
+        return torch.cat([self._before, *since])
 
     def restore(self, state: Tensor) -> None:
         """Go on from what `state` returned."""
-        self._steps = list(state)
+        self._before, self._steps = state, []
 
     def values(self) -> dict[str, list[float]]:
         """The steps' values by name."""
