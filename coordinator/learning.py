@@ -35,9 +35,8 @@ COURSES: Mapping[str, Course] = MappingProxyType(
         "alignment": Course(
             "Alignment of the gradients",
             "cosine",
-            "The cosine of the gradients of incoming and of replayed samples: above 0 a step for one helps the other. "
-            "It is taken over whole batches without the arbitrary alignment, else over halves, whose noise alone draws "
-            "it towards 0: ablations cannot be told apart by it.",
+            "The cosine of the gradients of an incoming and of a replayed batch, at the weights themselves, of about "
+            "twenty steps: above 0 a step for one helps the other. Noise draws it towards 0.",
             limits=(-1.05, 1.05),
         ),
         "generator_loss": Course(

@@ -92,7 +92,7 @@ def _name(scenario: Scenario) -> str:
 
 
 def found_device(device: str) -> str:
-    """The device that a name stands for; `auto` is the GPU where there is one. Raises ScenarioError if it is not here."""
+    """The device that a name stands for; `auto` is a GPU where there is one. Raises ScenarioError if it is not here."""
     import torch
 
     if device == "auto":

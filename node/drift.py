@@ -21,6 +21,7 @@ from strategies.randomness import Seeds
 from strategies.replayer import Replayer
 
 _FURTHEST = 100.0  # stands for anything further too, and for images that are not finite
+_DIGITS = 2  # that leave: finer answers to many generators could tell of single masks
 DRIFT: Mapping[str, Bound] = MappingProxyType(
     {name: Bound(0, _FURTHEST) for name in ("drift_mean", "drift_std", "drift_edge")}
 )
@@ -56,7 +57,8 @@ def measure_drift(pairs: Pairs) -> dict[str, float]:
     edge = ((_roughness(replay) + 1e-6) / (_roughness(real) + 1e-6)).log().abs()
     found = {"drift_mean": torch.stack(means), "drift_std": torch.stack(spreads), "drift_edge": edge}
     return {
-        name: float(torch.nan_to_num(value.mean(), nan=_FURTHEST).clamp(max=_FURTHEST)) for name, value in found.items()
+        name: round(float(torch.nan_to_num(value.mean(), nan=_FURTHEST).clamp(max=_FURTHEST)), _DIGITS)
+        for name, value in found.items()
     }
 
 

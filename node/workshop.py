@@ -56,7 +56,7 @@ class Workshop:
 
     def _key(self, recipe: Mapping[str, Any]) -> str:
         software = {name: metadata.version(name) for name in _SOFTWARE}
-        whole = {"recipe": recipe, "cases": self._cases(), "device": self._device, "software": software}
+        whole = {"recipe": recipe, "cases": self._cases(), "device": _device(self._device), "software": software}
         return hashlib.sha256(json.dumps(whole, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
@@ -73,3 +73,9 @@ def _alone(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _device(name: str) -> str:
+    """The processor that a device's name stands for: other GPUs compute other bits."""
+    gpu = torch.device(name).type == "cuda" and torch.cuda.is_available()
+    return f"{name} {torch.cuda.get_device_name(torch.device(name))}" if gpu else name

@@ -39,4 +39,4 @@ def strategy_class(name: str) -> "type[Strategy]":
 
 def strategy_for(plan: Plan) -> "Strategy":
     """The plan's strategy; raises UnknownStrategy or UnknownParameter."""
-    return strategy_class(plan.strategy.name)(plan)
+    return strategy_class(plan.strategy.name).of(plan)

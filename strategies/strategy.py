@@ -56,6 +56,11 @@ class Strategy:
             known = ", ".join(self.Parameters.model_fields) or "no parameters"
             raise UnknownParameter(f"{key}: {first['msg']}; {self.name} takes {known}.") from error
 
+    @classmethod
+    def of(cls, plan: Plan) -> "Strategy":
+        """The strategy for a plan; another class than this where a parameter makes it another method."""
+        return cls(plan)
+
     # What travels
 
     def network(self) -> nn.Module:

@@ -64,16 +64,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Step:
-    """What to step with, and three scalars as tensors on the model's device, NaN where there was no sample for them.
+    """What to step with, and two scalars as tensors on the model's device, NaN where there was no sample for them.
 
     `incoming` and `replay` are the mean losses over D and P, each sample's where it was first computed: at the weights
-    themselves or at a look-ahead. `cosine` is that of D's gradient with P's, see `dual_meta`.
+    themselves or at a look-ahead.
     """
 
     gradient: Gradient
     incoming: Tensor
     replay: Tensor
-    cosine: Tensor
 
 
 def draw_split(incoming: int, replay: int, seed: int) -> Split:
@@ -100,10 +99,7 @@ def dual_meta(model: nn.Module, loss: Loss, pair: Pair, alignment: Alignment) ->
     parameters as they were, bit for bit, also when `loss` raises.
 
     D and P may differ in the size of their images and in the kind of their labels. Either may have no samples, as may
-    any cell. Nothing here waits for the device. The cosine takes what is there anyway: G_D against the gradient of P&tr
-    at theta; without `arbitrary` G_D against that of P at the look-ahead; without `orientation` D&tr against P&tr;
-    without both G_D against G_P. Noise draws it towards 0, the more so the fewer the samples: it does not tell
-    alignments apart. Raises ValueError when neither D nor P has a sample.
+    any cell. Nothing here waits for the device. Raises ValueError when neither D nor P has a sample.
     """
     n_d, n_p = _count(pair.incoming), _count(pair.replay)
     if not n_d + n_p:
@@ -113,29 +109,42 @@ def dual_meta(model: nn.Module, loss: Loss, pair: Pair, alignment: Alignment) ->
         d = at.evaluate(pair.incoming)
         with at.moved(d.gradient, alignment.gamma if alignment.orientation else 0.0):
             p = at.evaluate(pair.replay)
-        cosine = _cosine(d, p)
-        return at.step(_plus(p.gradient, d.gradient), [d], [p], cosine)
+        return at.step(_plus(p.gradient, d.gradient), [d], [p])
 
     (in_tr, in_te), (re_tr, re_te) = pair.cut()
     n_tr, n_te = _count(in_tr) + _count(re_tr), _count(in_te) + _count(re_te)
     if not alignment.orientation:
         d_tr, p_tr = at.evaluate(in_tr, n_tr), at.evaluate(re_tr, n_tr)
-        cosine = _cosine(d_tr, p_tr)
         tr = _plus(d_tr.gradient, p_tr.gradient)
         with at.moved(tr, alignment.beta):
             d_te, p_te = at.evaluate(in_te, n_te), at.evaluate(re_te, n_te)
-        return at.step(_plus(_plus(d_te.gradient, p_te.gradient), tr), [d_tr, d_te], [p_tr, p_te], cosine)
+        return at.step(_plus(_plus(d_te.gradient, p_te.gradient), tr), [d_tr, d_te], [p_tr, p_te])
 
     d_tr, d_te, p_tr = at.evaluate(in_tr, n_d), at.evaluate(in_te, n_d), at.evaluate(re_tr, n_tr)
     d = _Cell(_plus(d_te.gradient, d_tr.gradient), d_te.loss, n_d)
-    cosine = _cosine(d, p_tr)
     tr = _plus(p_tr.gradient, d_tr.gradient, n_d / n_tr if n_tr else 0.0)
     with at.moved(d.gradient, alignment.gamma):
         p = at.evaluate(pair.replay)
     with at.moved(tr, alignment.beta):
         te = [at.evaluate(batch, n_te).gradient for batch in joined((in_te, re_te))]
     total = reduce(_plus, [p.gradient, *te, d.gradient, tr])
-    return at.step(total, [d_tr, d_te], [p], cosine)
+    return at.step(total, [d_tr, d_te], [p])
+
+
+def aligned(model: nn.Module, loss: Loss, pair: Pair) -> Tensor:
+    """The normalised inner product of G_D and G_P (Fig. 7), both of whole batches at the weights themselves; a scalar.
+
+    It costs two plain steps and says the same for every alignment, which what a step computes anyway would not: of
+    halves, or at a look-ahead, noise draws it towards 0 by another amount. NaN where either has no samples, or a
+    gradient of zero.
+    """
+    at = _Weights(model, loss)
+    one, other = at.evaluate(pair.incoming), at.evaluate(pair.replay)
+    if not (one.count and other.count):
+        return one.loss.new_full((), torch.nan)
+    norms = [torch.stack(torch._foreach_norm(cell.gradient)).norm() for cell in (one, other)]
+    cosine: Tensor = dot(one.gradient, other.gradient) / (norms[0] * norms[1])
+    return cosine
 
 
 @dataclass(frozen=True)
@@ -184,9 +193,9 @@ class _Weights:
         for parameter, value in zip(self._parameters, values, strict=True):
             parameter.data = value
 
-    def step(self, total: list[Tensor], incoming: Sequence[_Cell], replay: Sequence[_Cell], cosine: Tensor) -> Step:
+    def step(self, total: list[Tensor], incoming: Sequence[_Cell], replay: Sequence[_Cell]) -> Step:
         """The total gradient, with the mean losses over the cells of D and of P."""
-        return Step(dict(zip(self._named, total, strict=True)), _mean_loss(incoming), _mean_loss(replay), cosine)
+        return Step(dict(zip(self._named, total, strict=True)), _mean_loss(incoming), _mean_loss(replay))
 
 
 def _mean_loss(cells: Sequence[_Cell]) -> Tensor:
@@ -240,12 +249,3 @@ def add(total: Gradient, gradient: Mapping[str, Tensor], share: float = 1.0) -> 
 def dot(one: Iterable[Tensor], other: Iterable[Tensor]) -> Tensor:
     """The inner product over all parameters, a scalar; both in the same order."""
     return torch.stack([(g * h).sum() for g, h in zip(one, other, strict=True)]).sum()
-
-
-def _cosine(one: _Cell, other: _Cell) -> Tensor:
-    """Of their gradients; NaN where either has no samples, or a gradient of zero."""
-    if not (one.count and other.count):
-        return one.loss.new_full((), torch.nan)
-    norms = [torch.stack(torch._foreach_norm(cell.gradient)).norm() for cell in (one, other)]
-    cosine: Tensor = dot(one.gradient, other.gradient) / (norms[0] * norms[1])
-    return cosine

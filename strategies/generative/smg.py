@@ -18,9 +18,8 @@ from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema, Kind, TensorSpec
 from protos.plan import Plan
 from strategies.data import Batch
-from strategies.gathering import Average, Gathering, Stop
 from strategies.generative.course import CURVE, Curves, Part, points
-from strategies.generative.dual_meta import Alignment, Pair, draw_split, dual_meta
+from strategies.generative.dual_meta import Alignment, Pair, aligned, draw_split, dual_meta
 from strategies.generative.parameters import PROMPT, DiffusionParameters
 from strategies.generative.smd import SiteModulatedDiffusion, SiteReplayer
 from strategies.generative.smd_learning import Replay, other_stream
@@ -64,10 +63,7 @@ class SMGParameters(DiffusionParameters):
 
 
 class SMG(Strategy):
-    """Weights, one generator and one prompt per site travel; replays are made where they are used and stay there.
-
-    With `smd: false` weights alone travel, and gradients of the cases that earlier sites keep (`smg_kept.py`).
-    """
+    """Weights, one generator and one prompt per site travel; replays are made where they are used and stay there."""
 
     name = "smg"
     summary = "aligned gradients on the incoming site and on diffusion replays of the earlier ones"
@@ -80,52 +76,36 @@ class SMG(Strategy):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        self._kept: AlignedReplay | None = None
-        if not self.parameters.smd:
-            self._kept = AlignedReplay(plan, self.parameters.cases, self.parameters.alignment)
-        elif plan.task.soft:
+        if plan.task.soft and self.parameters.smd:
             raise UnknownParameter("strategy.name: smg replays masks of classes; set task.soft to false.")
         if (vectors := self.parameters.vectors) is not None:
             _check_vectors(vectors, plan.sites)
         self._diffusion = SiteModulatedDiffusion(plan, self.parameters)
 
+    @classmethod
+    def of(cls, plan: Plan) -> Strategy:
+        """With `smd: false` only weights travel, and gradients of the cases that earlier sites keep (`smg_kept.py`)."""
+        strategy = cls(plan)
+        parameters = strategy.parameters
+        return strategy if parameters.smd else AlignedReplay(plan, parameters.cases, parameters.alignment)
+
     def schema(self) -> HandoverSchema:
         """Weights, generator and prompts."""
-        if self._kept:
-            return self._kept.schema()
         return HandoverSchema({**super().schema().tensors, **_present(self._diffusion.schema())})
 
     def first_handover(self) -> Handover:
         """Network and generator as initialised from the run's seed."""
-        if self._kept:
-            return self._kept.first_handover()
         generator = self._diffusion.first()
         return replace(super().first_handover(), generator=generator.generator, prompts=generator.prompts)
 
     def declares(self, action: str) -> Declaration:
         """The handover, and the visit's curves."""
-        if self._kept:
-            return self._kept.declares(action)
         curves = {f"{name}.{point:02}": bound for name, bound in _CURVES.items() for point in range(CURVE)}
         return Declaration(self.schema(), {**VISIT_METRICS, **curves})
 
-    def takes(self, action: str) -> Mapping[str, Bound]:
-        """Nothing, unless a gradient is asked for."""
-        return self._kept.takes(action) if self._kept else super().takes(action)
-
-    def itinerary(self) -> tuple[Stop, ...]:
-        """A tour, at which the earlier sites rehearse where they keep cases."""
-        return self._kept.itinerary() if self._kept else super().itinerary()
-
-    def gather(self, stop: Stop, handover: Handover, cases: Mapping[str, int], average: Average) -> Gathering:
-        """A visit, or the rounds of Dual-Meta's steps."""
-        gather = self._kept.gather if self._kept else super().gather
-        return gather(stop, handover, cases, average)
-
     def scoring_kinds(self, site: str, stop: int) -> frozenset[Kind]:
         """A site that has been visited is sent the generator too, and measures how far its replay has drifted."""
-        sent = self._kept is None and site in self.plan.sites[: stop + 1]
-        return self.carries if sent else frozenset({Kind.WEIGHTS})
+        return self.carries if site in self.plan.sites[: stop + 1] else frozenset({Kind.WEIGHTS})
 
     def replayer(self, handover: Handover, device: torch.device) -> SiteReplayer | None:
         """The handover's generator, if it has one."""
@@ -136,8 +116,6 @@ class SMG(Strategy):
 
         The generator does not depend on the network, so that it does not matter which learns first.
         """
-        if self._kept:
-            return self._kept.visit(visit)
         own, generator_steps = visit_steps(self.plan.training, len(visit.train)), self._diffusion.steps(visit)
 
         def reported(first: int) -> Visit:
@@ -164,7 +142,8 @@ class SMG(Strategy):
         model = self.loaded(visit.handover, visit.device)
         labelled = self._labelled(model.eval(), replay)
         curves = Curves()
-        size, alignment = self.plan.training.batch_size, self.parameters.alignment
+        training, alignment = self.plan.training, self.parameters.alignment
+        size, every = training.batch_size * training.patches, max(1, visit_steps(training, len(visit.train)) // CURVE)
 
         def loss(batch: Batch) -> Tensor:
             return replay_loss(self.plan, model(batch.image), batch.label)
@@ -176,14 +155,16 @@ class SMG(Strategy):
                 return value
             drawn = _roughened(_drawn(visit, labelled, step, size), self.parameters.replay_noise, visit, step)
             split = draw_split(len(batch.image), len(drawn.image), visit.seeds("split", step))
-            found = dual_meta(model, loss, Pair(batch, drawn, split), alignment)
+            pair = Pair(batch, drawn, split)
+            cosine = aligned(model, loss, pair) if step % every == 0 else None
+            found = dual_meta(model, loss, pair, alignment)
             for name, parameter in model.named_parameters():
                 parameter.grad = found.gradient[name]
-            curves.add(found.incoming, found.replay, found.cosine)
+            curves.add(found.incoming, found.replay, cosine)
             return found.incoming
 
         checkpoint = Part(visit.checkpoint, "network", curves)
-        metrics = train(model, self.plan.training, replace(visit, checkpoint=checkpoint), gradients=gradients)
+        metrics = train(model, training, replace(visit, checkpoint=checkpoint), gradients=gradients)
         return model, metrics, curves.values()
 
     def _labelled(self, model: nn.Module, replay: Replay) -> Replay:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from strategies.data import Batch
-from strategies.generative.dual_meta import Alignment, Gradient, Pair, Split, draw_split, dual_meta, look_ahead
+from strategies.generative.dual_meta import Alignment, Gradient, Pair, Split, aligned, draw_split, dual_meta, look_ahead
 from strategies.generative.pga import first_order, pga, second_order
 
 WHOLE = Alignment(0.05, 0.08)
@@ -322,10 +322,6 @@ def at(model: nn.Module, gradient: Gradient, rate: float) -> nn.Module:
     return moved
 
 
-def cosine(one: Gradient, other: Gradient) -> float:
-    return float(nn.functional.cosine_similarity(flat(one), flat(other), dim=0))
-
-
 @every_alignment
 def test_what_is_told_of_a_step(model: nn.Module, alignment: Alignment) -> None:
     given = pair(5, 4)
@@ -334,7 +330,6 @@ def test_what_is_told_of_a_step(model: nn.Module, alignment: Alignment) -> None:
     if alignment.orientation:
         ahead = at(model, d, WHOLE.gamma)
         losses = loss_of(model)(given.incoming), loss_of(ahead)(given.replay)
-        expected = cosine(d, gradient(model, p_tr) if alignment.arbitrary else gradient(ahead, given.replay))
     elif alignment.arbitrary:
         ahead = at(model, gradient(model, d_tr, p_tr), WHOLE.beta)
         here, there = loss_of(model), loss_of(ahead)
@@ -342,15 +337,22 @@ def test_what_is_told_of_a_step(model: nn.Module, alignment: Alignment) -> None:
             (len(d_tr.image) * here(d_tr) + len(d_te.image) * there(d_te)) / 5,
             (len(p_tr.image) * here(p_tr) + len(p_te.image) * there(p_te)) / 4,
         )
-        expected = cosine(gradient(model, d_tr), gradient(model, p_tr))
     else:
         losses = loss_of(model)(given.incoming), loss_of(model)(given.replay)
-        expected = cosine(d, gradient(model, given.replay))
     step = dual_meta(model, loss_of(model), given, alignment)
     assert float(step.incoming) == pytest.approx(losses[0].item(), rel=1e-12)
     assert float(step.replay) == pytest.approx(losses[1].item(), rel=1e-12)
-    assert float(step.cosine) == pytest.approx(expected, abs=1e-12)
-    assert not any(scalar.requires_grad for scalar in (step.incoming, step.replay, step.cosine))
+    assert not any(scalar.requires_grad for scalar in (step.incoming, step.replay))
+
+
+def test_the_alignment_is_the_cosine_of_both_gradients_at_the_weights(model: nn.Module) -> None:
+    given = pair(5, 4)
+    one, other = flat(gradient(model, given.incoming)), flat(gradient(model, given.replay))
+    found = aligned(model, loss_of(model), given)
+    assert float(found) == pytest.approx(float(nn.functional.cosine_similarity(one, other, dim=0)), abs=1e-12)
+    itself = Pair(given.incoming, given.incoming, given.split)
+    assert float(aligned(model, loss_of(model), itself)) == pytest.approx(1, abs=1e-12)
+    assert aligned(model, loss_of(model), Pair(batch(4, 1), batch(0, 2), masks("rere", ""))).isnan()
 
 
 @every_alignment
@@ -358,7 +360,6 @@ def test_of_what_is_not_there_nothing_is_told(model: nn.Module, alignment: Align
     step = dual_meta(model, loss_of(model), Pair(batch(4, 1), batch(0, 2), masks("rere", "")), alignment)
     assert step.incoming.isfinite()
     assert step.replay.isnan()
-    assert step.cosine.isnan()
 
 
 # ---- the split
