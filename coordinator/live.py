@@ -93,7 +93,7 @@ class Live(Listener):
         self._bars.update(self._visit, completed=step, total=steps, note=note)
         if not self._console.is_terminal and time.monotonic() > self._line_due:
             self._line_due = time.monotonic() + LINE_SECONDS
-            self._say(f"stop {stop}{f' at {site}' if site else ''}: step {step} of {steps}, {note}")
+            self._say(f"stop {stop}{f' at {site}' if site else ''}: step {step} of {steps}{note and f', {note}'}")
 
     def stop_ended(self, stop: int, sites: tuple[str, ...], seconds: float) -> None:
         """Close the visit's bar."""

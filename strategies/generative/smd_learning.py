@@ -93,7 +93,7 @@ def learn(  # noqa: PLR0917 (what learns, from whom, from what, how long, and wh
             now = denoiser.state_dict()
             torch._foreach_lerp_(list(mean.values()), [now[name] for name in mean], 1 - decay)
             losses.append(finite(value))
-            visit.report(step + 1, steps, {"generator_loss": losses[-1]})
+            visit.report(step + 1, steps, {"loss": losses[-1]})
             if (step + 1) % every == 0 and step + 1 < steps:
                 place = {f"model/{n}": t for n, t in now.items()} | {f"mean/{n}": t for n, t in mean.items()}
                 place["losses"] = torch.tensor(losses, dtype=torch.float64)
