@@ -14,6 +14,7 @@ from coordinator.batch import write_report_of
 from coordinator.compare import comparison
 from coordinator.report import write_report
 from coordinator.summary import DRIFTS, Stop
+from strategies.generative.course import CURVE
 from tests.conftest import Desk
 from tests.coordinator.test_compare import overall, run
 from tests.coordinator.test_report import HOSTILE, SAMPLE, Page, summary
@@ -205,3 +206,7 @@ def test_a_run_of_smg_has_it_all_in_its_report(visited_by_smg: tuple[Desk, str])
     for said in (*SECTIONS, "generator, all sites", "prompts, all sites", "Alignment of the gradients"):
         assert said in page.text
     assert page.text.count("north, after visit") == 4  # overlays and replays, after its own visit and the last
+
+
+def test_a_course_has_as_many_points_as_strategies_tell() -> None:
+    assert learning.PARTS == CURVE

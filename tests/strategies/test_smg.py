@@ -36,6 +36,7 @@ def test_every_ablation_is_another_method() -> None:
             {"replay_labels": "mask"},
             {"replay_labels": "arrived"},
             {"gamma": 0.0, "beta": 0.0},
+            {"replay_noise": 0.5},
         )
     ]
     lasts = [visits[-1] for visits in found]
