@@ -142,12 +142,12 @@ class SiteModulatedDiffusion:
         """
 
         def make() -> dict[str, Tensor]:
-            denoiser, arrived = (self._loaded(visit.handover, visit.device) for _ in range(2))
+            denoiser = self._loaded(visit.handover, visit.device)
+            teaches = self._parameters.replay_targets == "arrived"
+            arrived = self._loaded(visit.handover, visit.device).eval() if teaches else None
             lesson = Lesson(visit, replay, self._sites, self._parameters, self._plan.task.dims)
             every = self._plan.training.checkpoint_every
-            state, losses = learn(
-                denoiser, arrived.eval(), lesson, self._schedule, self.steps(visit), checkpoint, every
-            )
+            state, losses = learn(denoiser, arrived, lesson, self._schedule, self.steps(visit), checkpoint, every)
             return state | {"losses": torch.tensor(losses, dtype=torch.float64)}
 
         state = visit.once(self._recipe(visit, "generator"), make)

@@ -57,7 +57,7 @@ class Lesson:
 
 def learn(  # noqa: PLR0917 (what learns, from whom, from what, how long, and where its place is kept)
     denoiser: Denoiser,
-    arrived: Denoiser,
+    arrived: Denoiser | None,
     lesson: Lesson,
     schedule: Schedule,
     steps: int,
@@ -66,7 +66,8 @@ def learn(  # noqa: PLR0917 (what learns, from whom, from what, how long, and wh
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Train `denoiser` in place; returns the state averaged over the steps, and every step's loss.
 
-    Goes on from the checkpoint, which is renewed after `every` steps. `arrived` is the generator before the visit.
+    Goes on from the checkpoint, which is renewed after `every` steps. `arrived` is the generator before the visit,
+    where replays are learnt as it sees them; None: as they are.
     """
     visit, parameters = lesson.visit, lesson.parameters
     denoiser.train()
@@ -101,7 +102,7 @@ def learn(  # noqa: PLR0917 (what learns, from whom, from what, how long, and wh
     return mean, losses
 
 
-def _loss(denoiser: Denoiser, arrived: Denoiser, lesson: Lesson, schedule: Schedule, step: int) -> Tensor:
+def _loss(denoiser: Denoiser, arrived: Denoiser | None, lesson: Lesson, schedule: Schedule, step: int) -> Tensor:
     """Eq. 8 over one batch, at noise levels spread evenly over all."""
     visit, parameters = lesson.visit, lesson.parameters
     image, label, site, own = lesson.batch(step)
@@ -110,7 +111,7 @@ def _loss(denoiser: Denoiser, arrived: Denoiser, lesson: Lesson, schedule: Sched
     noise = torch.randn(image.shape, generator=draws).to(visit.device)
     noisy = noised(schedule, image, noise, k)
     with autocast(parameters.precision, visit.device, lesson.dims):
-        if parameters.replay_targets == "arrived" and own < len(image):
+        if arrived is not None and own < len(image):
             with torch.no_grad():
                 said = arrived(noisy[own:], label[own:], k[own:], site[own:]).float()
             if parameters.prediction == "x0":

@@ -51,7 +51,8 @@ def lesson(replay: Mapping[str, Batch], **changes: Any) -> Lesson:
 def taught(given: Lesson, steps: int, slot: Slot | None = None) -> tuple[dict[str, torch.Tensor], list[float]]:
     """What `learn` makes of a fresh generator, with a checkpoint after every second step."""
     denoiser, arrived = (fresh_denoiser(PLAN.task, parameters().generator, PLAN.sites, 0) for _ in range(2))
-    return learn(denoiser, arrived, given, SCHEDULE, steps, slot or Slot(Shelf(), (0, 0, "A")), 2)
+    teacher = arrived if given.parameters.replay_targets == "arrived" else None
+    return learn(denoiser, teacher, given, SCHEDULE, steps, slot or Slot(Shelf(), (0, 0, "A")), 2)
 
 
 def test_a_window_is_the_same_of_image_and_mask() -> None:
