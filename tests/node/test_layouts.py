@@ -13,6 +13,7 @@ from node.data.layouts import FolderSource
 from node.data.source import Unreadable
 from node.settings import SiteSettings
 from protos.plan import GroupByPattern, GroupByTable, Split, Task
+from tests.node.folders import sentences, source_of
 
 RNG = np.random.default_rng(1)
 NAMES = ("background", "a")
@@ -29,16 +30,7 @@ def volume(path, shape=(3, 4, 5)):
 
 
 def site(folder, dims=2, labels=None, channels=1, group="case"):
-    settings = SiteSettings(name="s", home=folder, data=folder, labels=labels)
-    task = Task(dims=dims, channels=channels, size=(8,) * dims, classes=NAMES)
-    return FolderSource(settings, task, Split(group=group))
-
-
-def sentences(source):
-    for problem in source.problems:
-        assert problem.sentence.endswith(".")
-        assert "\n" not in problem.sentence
-    return " ".join(problem.sentence for problem in source.problems)
+    return source_of(folder, NAMES, dims=dims, labels=labels, channels=channels, group=group)
 
 
 @pytest.fixture

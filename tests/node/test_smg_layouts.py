@@ -18,11 +18,10 @@ from coordinator.simulate import begin_all
 from node.data.check import run_scenario_check
 from node.data.cine import PHASES
 from node.data.excerpt import read_excerpt
-from node.data.layouts import FolderSource
 from node.data.source import Unreadable
 from node.data.splits import split_cases
-from node.settings import SiteSettings
-from protos.plan import GroupByPattern, Split, Task
+from protos.plan import GroupByPattern, Split
+from tests.node.folders import sentences, source_of
 from tests.pages import ROOT
 
 HEART = ("background", "left ventricle", "myocardium", "right ventricle")
@@ -81,17 +80,8 @@ def linked(download, name):
     return download.parent / name
 
 
-def source_of(folder, dims=3, group="case", classes=HEART, channels=1, labels=None):
-    site = SiteSettings(name="s", home=folder, data=folder, labels=labels)
-    task = Task(dims=dims, channels=channels, size=(8,) * dims, classes=classes)
-    return FolderSource(site, task, Split(group=group))
-
-
-def sentences(source):
-    for problem in source.problems:
-        assert problem.sentence.endswith(".")
-        assert "\n" not in problem.sentence
-    return " ".join(problem.sentence for problem in source.problems)
+def published(folder, dims=3, group="case", classes=HEART, channels=1, labels=None):
+    return source_of(folder, classes, dims=dims, labels=labels, channels=channels, group=group)
 
 
 def spoiling(source):
@@ -111,14 +101,14 @@ def spoiling(source):
     ],
 )
 def test_a_folder_named_after_a_vendor_takes_this_vendor_out_of_the_download(download, name, patients):
-    source = source_of(linked(download, name))
+    source = published(linked(download, name))
     assert source.names == tuple(f"{code}_{phase}" for code in patients for phase in PHASES)
     assert spoiling(source) == []
     assert ("C0S7W0 first): there is no label" in sentences(source)) == (name == "C")
 
 
 def test_the_download_itself_is_no_site(download):
-    source = source_of(download)
+    source = published(download)
     assert source.names == ()
     assert "OpenDataset has patients of the vendors A, B, C, D; name it after the one" in sentences(source)
 
@@ -128,12 +118,12 @@ def test_a_folder_of_one_vendor_may_have_any_name(download):
     for place in ("Training/Unlabeled/C0S7W0", "Training/Labeled/B3F0V9", "Validation/C4S8W9", "Testing/D1J5P6"):
         for path in (download / place).iterdir():
             path.unlink()
-    assert source_of(download).names == ("A0S9V9_ED", "A0S9V9_ES", "A1D0Q7_ED", "A1D0Q7_ES")
+    assert published(download).names == ("A0S9V9_ED", "A0S9V9_ES", "A1D0Q7_ED", "A1D0Q7_ES")
 
 
 def test_a_link_named_after_a_vendor_is_enough(download):
     (download.parent / "GE").symlink_to(download)
-    assert source_of(download.parent / "GE").names == ("C4S8W9_ED", "C4S8W9_ES")
+    assert published(download.parent / "GE").names == ("C4S8W9_ED", "C4S8W9_ES")
 
 
 @pytest.mark.parametrize("delimiter", [",", ";"])
@@ -143,12 +133,12 @@ def test_an_older_table_with_the_letter_alone(tmp_path, delimiter):
     film(folder / "Training" / "Labeled", "A0S9V9", (0, 3))
     lines = ["External code,Vendor,Centre,ED,ES", "B3F0V9,B,2,0,3", "A0S9V9,A,1,0,3"]
     (folder / "M&Ms.csv").write_text("\n".join(lines).replace(",", delimiter), encoding="utf-8-sig")
-    assert source_of(folder).names == ("B3F0V9_ED", "B3F0V9_ES")
+    assert published(folder).names == ("B3F0V9_ED", "B3F0V9_ES")
 
 
 def test_the_frames_are_those_of_the_table(download):
     image, drawn = film(download / "Testing", "A1D0Q7", (4, 1))
-    source = source_of(linked(download, "siemens"))
+    source = published(linked(download, "siemens"))
     for phase, frame in (("ED", 4), ("ES", 1)):
         scan = source.load(f"A1D0Q7_{phase}")
         assert np.array_equal(scan.image[0], image[..., frame])
@@ -170,7 +160,7 @@ def test_slices_are_the_stored_ones_however_the_heart_lies(tmp_path_factory, ang
     affine[:3, 3] = [-90, 12, 40]
     image, drawn = film(folder / "Testing", "A1D0Q7", (4, 1), affine)
     write_table(folder)
-    scan = source_of(folder).load("A1D0Q7_ED")
+    scan = published(folder).load("A1D0Q7_ED")
     assert np.array_equal(scan.image[0], image[..., 4])
     assert np.array_equal(scan.label, drawn[..., 4])
     assert np.allclose(scan.spacing, sizes, rtol=1e-4)
@@ -184,7 +174,7 @@ def test_both_frames_of_a_patient_fall_into_one_part(tmp_path, group):
     for code in codes:
         film(folder, code, (0, 2))
     write_table(folder, rows)
-    source = source_of(folder, group=group)
+    source = published(folder, group=group)
     for seed in range(20):
         parts = split_cases(source.names, source.patient, Split(train=0.5, val=0.25, test=0.25, seed=seed))
         patients = [{name.rsplit("_", 1)[0] for name in names} for names in parts.values()]
@@ -194,10 +184,10 @@ def test_both_frames_of_a_patient_fall_into_one_part(tmp_path, group):
 def test_a_corrected_frame_is_another_fingerprint(download):
     """Prepared samples on the disk must not outlive the table that they were cut by."""
     folder = linked(download, "siemens")
-    before = source_of(folder)
+    before = published(folder)
     (folder / TABLE).unlink()  # the download keeps its own
     write_table(folder, [(*row[:3], 1, *row[4:]) for row in PATIENTS])
-    after = source_of(folder)
+    after = published(folder)
     assert before.names == after.names
     assert before.fingerprint(["A0S9V9_ED"]) != after.fingerprint(["A0S9V9_ED"])
     assert before.fingerprint(["A0S9V9_ES"]) == after.fingerprint(["A0S9V9_ES"])
@@ -217,7 +207,7 @@ def test_a_doubtful_table_leaves_out_rather_than_guesses(tmp_path, rows, said):
     folder = tmp_path / "siemens"
     film(folder, "A0S9V9", (0, 2))
     write_table(folder, rows)
-    source = source_of(folder)
+    source = published(folder)
     assert "A0S9V9_ED" not in source.names
     assert said in sentences(source)
     assert spoiling(source)
@@ -231,7 +221,7 @@ def test_a_frame_that_is_not_there_or_empty_is_unreadable(tmp_path, frames, said
     folder = tmp_path / "siemens"
     film(folder, "A0S9V9", (0, 2))
     write_table(folder, [("A0S9V9", "Siemens", "A", *frames)])
-    source = source_of(folder)
+    source = published(folder)
     with pytest.raises(Unreadable, match=re.escape(said)):
         source.load("A0S9V9_ED")
     source.load("A0S9V9_ES")
@@ -243,20 +233,20 @@ def test_films_that_do_not_fit_are_said(tmp_path):
     write_table(folder, PATIENTS[:1])
     image_path, label_path = (folder / "A0S9V9" / f"A0S9V9_{kind}.nii.gz" for kind in ("sa", "sa_gt"))
     with pytest.raises(Unreadable, match=r"set task\.channels to 1"):
-        source_of(folder, channels=2).load("A0S9V9_ED")
+        published(folder, channels=2).load("A0S9V9_ED")
     for label in (drawn[..., :4], drawn[:6]):
         save(label_path, label)
         with pytest.raises(Unreadable, match="has not the grid and frames"):
-            source_of(folder).load("A0S9V9_ED")
+            published(folder).load("A0S9V9_ED")
     save(label_path, drawn, np.diag([2.0, 1, 1, 1]))
     with pytest.raises(Unreadable, match="has not the grid and frames"):
-        source_of(folder).load("A0S9V9_ED")
+        published(folder).load("A0S9V9_ED")
     save(image_path, image[..., 0])
     with pytest.raises(Unreadable, match="not a film"):
-        source_of(folder).load("A0S9V9_ED")
+        published(folder).load("A0S9V9_ED")
     label_path.rename(folder / "A0S9V9_sa_gt.nii.gz")
     image_path.unlink()
-    assert "A0S9V9_sa_gt.nii.gz has no image" in sentences(source_of(folder))
+    assert "A0S9V9_sa_gt.nii.gz has no image" in sentences(published(folder))
 
 
 def test_films_twice_foreign_and_outside_are_left_out(tmp_path):
@@ -268,13 +258,13 @@ def test_films_twice_foreign_and_outside_are_left_out(tmp_path):
         (folder / f"A1D0Q7_{kind}.nii.gz").symlink_to(tmp_path / "A1D0Q7" / f"A1D0Q7_{kind}.nii.gz")
         (folder / f"._B3F0V9_{kind}.nii.gz").write_bytes(b"x")
     write_table(folder)
-    source = source_of(folder)
+    source = published(folder)
     assert source.names == ()
     assert "A0S9V9 is there more than once" in sentences(source)
     assert "A1D0Q7_sa.nii.gz leads out of the site's folder" in sentences(source)
     write_table(folder.parent)
     (folder.parent / TABLE).rename(folder / "older.csv")
-    assert f"siemens has the tables {TABLE} and older.csv; keep one." in sentences(source_of(folder))
+    assert f"siemens has the tables {TABLE} and older.csv; keep one." in sentences(published(folder))
 
 
 # Volumes beside their labels
@@ -298,7 +288,7 @@ def prostate(tmp_path):
 
 @pytest.mark.parametrize("site", ["RUNMC", "BMC"])
 def test_labels_beside_volumes_are_found_and_zones_become_one_gland(prostate, site):
-    source = source_of(prostate / site, classes=("background", "prostate"), labels={1: "prostate", 2: "prostate"})
+    source = published(prostate / site, classes=("background", "prostate"), labels={1: "prostate", 2: "prostate"})
     assert (source.names, source.problems) == (("Case00", "Case01", "Case02"), ())
     scan = source.load("Case01")
     assert set(np.unique(scan.label)) == {0, 1}
@@ -307,7 +297,7 @@ def test_labels_beside_volumes_are_found_and_zones_become_one_gland(prostate, si
 
 
 def test_zones_that_nobody_explained_are_no_gland(prostate):
-    source = source_of(prostate / "BMC", classes=("background", "prostate"))
+    source = published(prostate / "BMC", classes=("background", "prostate"))
     with pytest.raises(Unreadable, match=r"labels: \{2: prostate\}"):
         source.load("Case00")
 
@@ -318,7 +308,7 @@ def test_what_lies_alone_or_twice_beside_volumes_is_left_out(prostate):
     save(folder / "Case04_segmentation.nii.gz", np.ones((2, 2, 2), np.uint8))
     save(folder / "Case00_Segmentation.nii.gz", np.ones((9, 8, 4), np.uint8))
     (folder / "readme.txt").write_text("x")
-    source = source_of(folder, classes=("background", "prostate"))
+    source = published(folder, classes=("background", "prostate"))
     assert source.names == ("Case01", "Case02")
     said = spoiling(source)
     assert len(said) == 3
