@@ -1,6 +1,6 @@
 """How Site-Modulated Diffusion learns (SMG-Learning, Eq. 8 and 9): the denoiser and all prompts together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
@@ -42,11 +42,9 @@ class Lesson:
             own = min(size - 1, max(1, round(size * (share or 1 / (1 + len(self.replay))))))
         rows = [_own(self.visit, step * own + place) for place in range(own)]
         names = [self.visit.seeds.site] * own
-        earlier = tuple(self.replay)
-        for place in range(step * (size - own), (step + 1) * (size - own)):
-            site = earlier[place % len(earlier)]
-            stream = other_stream(self.visit.seeds, f"replay of {site}")
-            rows.append(_taken(self.replay[site], stream, place // len(earlier)))
+        places = range(step * (size - own), (step + 1) * (size - own))
+        for site, row in in_turn(self.replay, self.visit.seeds, "replay of", places):
+            rows.append(row)
             names.append(site)
         if (crop := self.parameters.crop) is not None:
             seeds = (self.visit.seeds("crop", step, place) for place in range(size))
@@ -129,15 +127,17 @@ def _own(visit: Visit, place: int) -> Batch:
     return Batch(found.image.to(visit.device), found.label.to(visit.device))
 
 
-def _taken(batch: Batch, stream: Seeds, place: int) -> Batch:
-    """The sample at `place` of an endless shuffled stream of those in `batch`."""
-    index = stream.sample(place, len(batch.image))
-    return Batch(batch.image[index : index + 1], batch.label[index : index + 1])
+def in_turn(replay: Replay, seeds: Seeds, purpose: str, places: Iterable[int]) -> Iterator[tuple[str, Batch]]:
+    """The site and the one sample at each place of an endless stream, in which the replayed sites take turns.
 
-
-def other_stream(seeds: Seeds, purpose: str) -> Seeds:
-    """Seeds whose order is another than that of the site's own samples."""
-    return Seeds(derive(seeds.run, purpose), seeds.stop, seeds.site)
+    `purpose` tells streams apart; each shuffles every site's replays on its own.
+    """
+    sites = tuple(replay)
+    for place in places:
+        site = sites[place % len(sites)]
+        batch, stream = replay[site], Seeds(derive(seeds.run, f"{purpose} {site}"), seeds.stop, seeds.site)
+        index = stream.sample(place // len(sites), len(batch.image))
+        yield site, Batch(batch.image[index : index + 1], batch.label[index : index + 1])
 
 
 def _cropped(row: Batch, size: int, seed: int) -> Batch:

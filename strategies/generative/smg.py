@@ -22,7 +22,7 @@ from strategies.generative.course import CURVE, Curves, Part, points
 from strategies.generative.dual_meta import Alignment, Pair, aligned, draw_split, dual_meta
 from strategies.generative.parameters import PROMPT, DiffusionParameters
 from strategies.generative.smd import SiteModulatedDiffusion, SiteReplayer
-from strategies.generative.smd_learning import Replay, other_stream
+from strategies.generative.smd_learning import Replay, in_turn
 from strategies.generative.smg_kept import AlignedReplay
 from strategies.losses import segmentation_loss
 from strategies.strategy import LOSS, VISIT_METRICS, Strategy, UnknownParameter
@@ -196,16 +196,8 @@ def replay_loss(plan: Plan, logits: Tensor, label: Tensor) -> Tensor:
 
 def _drawn(visit: Visit, replay: Replay, step: int, size: int) -> Batch:
     """`size` replayed samples, as many of each earlier site, taken in turn over the steps."""
-    sites = tuple(replay)
-    image, label = [], []
-    for place in range(step * size, (step + 1) * size):
-        site = sites[place % len(sites)]
-        batch = replay[site]
-        stream = other_stream(visit.seeds, f"learning from {site}")
-        index = stream.sample(place // len(sites), len(batch.image))
-        image.append(batch.image[index])
-        label.append(batch.label[index])
-    return Batch(torch.stack(image), torch.stack(label))
+    rows = [row for _, row in in_turn(replay, visit.seeds, "learning from", range(step * size, (step + 1) * size))]
+    return Batch(torch.cat([row.image for row in rows]), torch.cat([row.label for row in rows]))
 
 
 def _roughened(batch: Batch, most: float, visit: Visit, step: int) -> Batch:
