@@ -23,8 +23,8 @@ DESCRIBE_ARGS = MappingProxyType({"samples": Bound(0, 1, whole=True)})
 def declare(message_type: str, request: Request) -> Exchange:
     """What may cross for `request`; raises Refusal when this node's strategies do not accept the plan."""
     # Only scoring depends on the stop and the site: the thousands of rounds of a joint stop declare the same.
-    stop = request.stop if message_type == SCORE else 0
-    return _declare(message_type, request.plan.model_dump_json(), request.action, request.site, stop)
+    site, stop = (request.site, request.stop) if message_type == SCORE else ("", 0)
+    return _declare(message_type, request.plan.model_dump_json(), request.action, site, stop)
 
 
 @lru_cache(maxsize=64)
