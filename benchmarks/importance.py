@@ -42,12 +42,9 @@ class Noise:
     def __len__(self) -> int:
         return len(self._image)
 
-    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
+    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None, only: object = None) -> Batch:
         chosen = list(indices)
         return Batch(self._image[chosen], self._label[chosen])
-
-    def windows(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
-        return self.batch(indices)
 
 
 def seconds(work: Callable[[], object]) -> float:

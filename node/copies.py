@@ -59,7 +59,7 @@ def make_pairs(replay: Replayer, samples: Samples, seeds: Seeds, purpose: str, m
     """
     chosen: list[int] = permutation(seeds(f"{purpose} order"), len(samples))[:most].tolist()
     drawn = [seeds(purpose, number) for number in range(len(chosen))]
-    batch = samples.windows(chosen, drawn)
+    batch = samples.batch(chosen, drawn, only=())
     parts = [slice(start, start + _TOGETHER) for start in range(0, len(chosen), _TOGETHER)]
     made = [replay(seeds.site, batch.label[part], drawn[part]).float().cpu() for part in parts]
     return Pairs(batch.image, torch.cat(made), batch.label)

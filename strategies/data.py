@@ -1,10 +1,14 @@
 """What a strategy sees of a site's data: batches of tensors, never files, names or patients."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+from protos.plan import Augmentation
+
+GEOMETRY: frozenset[Augmentation] = frozenset({"flip", "rotate", "scale"})  # what leaves intensities alone
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,16 @@ class Samples(Protocol):
         """Number of samples."""
         ...
 
-    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
+    def batch(
+        self,
+        indices: Sequence[int],
+        seeds: Sequence[int] | None = None,
+        only: Collection[Augmentation] | None = None,
+    ) -> Batch:
         """Return the samples at `indices` as one batch.
 
         With `seeds` (one per index, 0 <= seed < 2**32) each sample is augmented as the plan says, and the same seed
-        gives the same augmentation; without, samples come as they are.
-        """
-        ...
-
-    def windows(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
-        """Return the samples at `indices` as they are, but for those larger than the network's input: of these the
-        window that the seed draws, as in training.
+        gives the same augmentation; without, samples come as they are. Of those larger than the network's input a seed
+        first draws the window. `only` leaves out all other augmentations; with none in it the windows come as they are.
         """
         ...

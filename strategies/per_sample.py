@@ -108,5 +108,5 @@ def _chunks(samples: Samples, length: int, seed: Seed, device: torch.device) -> 
     """The samples in order, `length` at a time."""
     for first in range(0, len(samples), length):
         indices = range(first, min(first + length, len(samples)))
-        batch = samples.windows(indices, [seed(index) for index in indices])
+        batch = samples.batch(indices, [seed(index) for index in indices], only=())
         yield Batch(batch.image.to(device), batch.label.to(device))

@@ -1,6 +1,6 @@
 """A site's cases as samples, which are trained and validated on, and as test cases, which are scored."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import EllipsisType
@@ -135,22 +135,19 @@ class SiteSamples:
         """Bytes of memory held."""
         return sum(sample.nbytes for sample in self._samples)
 
-    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
+    def batch(
+        self,
+        indices: Sequence[int],
+        seeds: Sequence[int] | None = None,
+        only: Collection[Augmentation] | None = None,
+    ) -> Batch:
         """Return the samples at `indices`, augmented if there are `seeds`; see strategies.data.Samples.
 
         For fit: patch a seed also draws the window, in the share task.foreground of cases about a labelled voxel if
         there is one; without seeds it is the centre one.
         """
-        return self._batch(indices, seeds, self._augmentations)
-
-    def windows(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
-        """Return the samples at `indices`, of larger ones the windows of the `seeds`; see strategies.data.Samples."""
-        return self._batch(indices, seeds, frozenset())
-
-    def _batch(
-        self, indices: Sequence[int], seeds: Sequence[int] | None, augmentations: frozenset[Augmentation]
-    ) -> Batch:
         task = self._task
+        augmentations = self._augmentations if only is None else self._augmentations & frozenset(only)
         images = torch.empty(len(indices), task.channels, *task.size)
         if task.soft:
             labels = torch.empty(len(indices), len(task.classes) - 1, *task.size)
@@ -179,13 +176,14 @@ class OnDemand:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
+    def batch(
+        self,
+        indices: Sequence[int],
+        seeds: Sequence[int] | None = None,
+        only: Collection[Augmentation] | None = None,
+    ) -> Batch:
         """Return the samples at `indices`; see strategies.data.Samples."""
-        return self._samples.batch(indices, seeds)
-
-    def windows(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
-        """Return the samples at `indices`; see strategies.data.Samples."""
-        return self._samples.windows(indices, seeds)
+        return self._samples.batch(indices, seeds, only)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 The images of a replay are made where it is used, from the masks of the site that the model is at; they do not travel.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from protos.plan import Plan
 from strategies.data import Batch
 from strategies.generative.denoiser import Denoiser, autocast, fresh_denoiser, precision_on
 from strategies.generative.diffusion import Schedule, sample
+from strategies.generative.masks import NUMBERS, fitted, measure
 from strategies.generative.parameters import LEVELS, PROMPT, DiffusionParameters
 from strategies.generative.smd_learning import TABLE, Lesson, Replay, learn
 from strategies.randomness import derive
@@ -21,6 +22,7 @@ from strategies.strategy import specs
 from strategies.visit import Checkpoint, Visit, seeded
 
 REPLAYED = "replayed"  # names, among the prompts, the tensor that says which sites can be replayed
+MASKS = "masks"  # the one that tells of their masks, see masks.measure
 _TOGETHER = 16  # images that are sampled in one batch
 
 
@@ -32,6 +34,7 @@ class SiteModulatedDiffusion:
         self._parameters = parameters
         self._schedule = Schedule.of(parameters.schedule, LEVELS)
         self._sites = tuple(dict.fromkeys(plan.sites))
+        self._fits = parameters.replay_masks == "fitted"
 
     # What travels
 
@@ -42,6 +45,8 @@ class SiteModulatedDiffusion:
         generator = specs({name: tensor for name, tensor in outline.items() if name != TABLE})
         prompts = {f"site/{site}": TensorSpec("float32", (PROMPT,)) for site in self._sites}
         prompts[REPLAYED] = TensorSpec("bool", (len(self._sites),))
+        if self._fits:
+            prompts[MASKS] = TensorSpec("float32", (len(self._sites), NUMBERS))
         return HandoverSchema({Kind.GENERATOR: generator, Kind.PROMPTS: prompts})
 
     def first(self) -> Handover:
@@ -50,12 +55,14 @@ class SiteModulatedDiffusion:
         denoiser = fresh_denoiser(
             self._plan.task, parameters.generator, self._sites, self._plan.seed, parameters.vectors
         )
-        return self._pack(denoiser.state_dict(), frozenset())
+        return self._pack(denoiser.state_dict(), frozenset(), torch.zeros(len(self._sites), NUMBERS))
 
-    def _pack(self, state: Mapping[str, Tensor], replayed: frozenset[str]) -> Handover:
+    def _pack(self, state: Mapping[str, Tensor], replayed: frozenset[str], masks: Tensor) -> Handover:
         generator = {name: tensor for name, tensor in state.items() if name != TABLE}
         prompts = {f"site/{site}": row for site, row in zip(self._sites, state[TABLE], strict=True)}
         prompts[REPLAYED] = torch.tensor([site in replayed for site in self._sites])
+        if self._fits:
+            prompts[MASKS] = masks
         return Handover.of(generator=generator, prompts=prompts)
 
     def _state(self, handover: Handover) -> dict[str, Tensor]:
@@ -95,8 +102,9 @@ class SiteModulatedDiffusion:
         def make() -> dict[str, Tensor]:
             replayer = self.replayer(visit.handover, visit.device)
             made: dict[str, Tensor] = {}
+            own = self._measured(visit)
             for site in earlier:
-                label, seeds = self._masks(visit, site)
+                label, seeds = self._masks(visit, site, own)
                 made[f"{site}/image"] = replayer(site, label.to(visit.device), seeds)
                 made[f"{site}/label"] = label.to(torch.uint8)
             return made
@@ -105,15 +113,30 @@ class SiteModulatedDiffusion:
         on = visit.device
         return {site: Batch(made[f"{site}/image"].to(on), made[f"{site}/label"].long().to(on)) for site in earlier}
 
-    def _masks(self, visit: Visit, site: str) -> tuple[Tensor, list[int]]:
+    def _masks(self, visit: Visit, site: str, own: Tensor) -> tuple[Tensor, list[int]]:
+        """A mask per replay of `site`, int64 [N, 1, *size], and a seed for each; `own` tells of this site's masks."""
         samples = len(visit.train)
         numbers = range(self._parameters.replays or samples)
         seeds = [visit.seeds(f"replay of {site}", number) for number in numbers]
-        labels = [
-            visit.train.batch([visit.seeds.sample(number, samples)], [seed]).label
-            for number, seed in zip(numbers, seeds, strict=True)
-        ]
-        return torch.cat(labels), seeds
+        known = self._known(visit.handover)[self._sites.index(site)]
+
+        def drawn(number: int) -> Callable[[int], Tensor]:
+            def draw(further: int) -> Tensor:
+                seed = visit.seeds(f"replay of {site}", number, further) if further else seeds[number]
+                index = visit.seeds.sample(number + further * len(seeds), samples)
+                return visit.train.batch([index], [seed]).label
+
+            return draw
+
+        return torch.cat([fitted(drawn(n), own, known, seed) for n, seed in zip(numbers, seeds, strict=True)]), seeds
+
+    def _measured(self, visit: Visit) -> Tensor:
+        """What travels of this site's masks: float32 [NUMBERS], zeros where none are fitted."""
+        return measure(visit.train, visit.seeds) if self._fits and len(visit.train) else torch.zeros(NUMBERS)
+
+    def _known(self, handover: Handover) -> Tensor:
+        """What arrived of the sites' masks: float32 [sites, NUMBERS], zeros where none are fitted."""
+        return handover.state(Kind.PROMPTS)[MASKS] if self._fits else torch.zeros(len(self._sites), NUMBERS)
 
     def _recipe(self, visit: Visit, what: str) -> dict[str, object]:
         """All that a replay or a generator depends on, beside this site's training cases."""
@@ -152,8 +175,11 @@ class SiteModulatedDiffusion:
 
         state = visit.once(self._recipe(visit, "generator"), make)
         losses = state.pop("losses").tolist()
-        replayed = self.replayed(visit.handover) | ({visit.seeds.site} if losses else set())
-        return self._pack(state, frozenset(replayed)), losses
+        replayed, masks = self.replayed(visit.handover), self._known(visit.handover).clone()
+        if losses:
+            replayed |= {visit.seeds.site}
+            masks[self._sites.index(visit.seeds.site)] = self._measured(visit)
+        return self._pack(state, replayed, masks), losses
 
     def steps(self, visit: Visit) -> int:
         """The generator's steps at this visit."""

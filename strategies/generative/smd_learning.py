@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strategies.data import Batch
+from strategies.data import GEOMETRY, Batch
 from strategies.generative.denoiser import Denoiser, autocast
 from strategies.generative.diffusion import Schedule, denoising_loss, noised, times
 from strategies.generative.parameters import DiffusionParameters
@@ -121,9 +121,12 @@ def _loss(denoiser: Denoiser, arrived: Denoiser | None, lesson: Lesson, schedule
 
 
 def _own(visit: Visit, place: int) -> Batch:
-    """The sample at `place` of the endless shuffled stream of the site's own samples, augmented."""
+    """The sample at `place` of the endless shuffled stream of the site's own samples, turned about.
+
+    Their intensities stay: a generator that learnt changed ones would make images of no scanner.
+    """
     index = visit.seeds.sample(place, len(visit.train))
-    found = visit.train.batch([index], [visit.seeds("generator augment", place)])
+    found = visit.train.batch([index], [visit.seeds("generator augment", place)], GEOMETRY)
     return Batch(found.image.to(visit.device), found.label.to(visit.device))
 
 

@@ -17,6 +17,7 @@ from node.data.source import Problem, Scan, Unreadable
 from node.data.transforms import augment, normalise, prepare_image, prepare_label, resample, turn
 from node.settings import SiteSettings
 from protos.plan import PhantomSite, Plan, Split, StrategyChoice, Task, Training
+from strategies.data import GEOMETRY
 
 CLASSES = ("background", "disc", "ring")
 ALL = ("flip", "rotate", "scale", "intensity", "noise")
@@ -399,12 +400,22 @@ def test_windows_are_where_training_draws_them_and_not_augmented():
     task = Task(dims=2, size=(16, 16), classes=CLASSES, fit="patch")
     prepared = [sample for seed in range(3) for sample in samples_of(scan_of((40, 48), seed=seed), task)]
     plain, augmented = SiteSamples(prepared, task), SiteSamples(prepared, task, ALL)
-    drawn = augmented.windows([0, 1, 2], [5, 6, 7])
+    drawn = augmented.batch([0, 1, 2], [5, 6, 7], only=())
     trained = plain.batch([0, 1, 2], [5, 6, 7])
     assert torch.equal(drawn.image, trained.image)
     assert torch.equal(drawn.label, trained.label)
     assert not torch.equal(drawn.image, augmented.batch([0, 1, 2], [5, 6, 7]).image)
-    assert not torch.equal(drawn.image, augmented.windows([0, 1, 2], [8, 9, 10]).image)
+    assert not torch.equal(drawn.image, augmented.batch([0, 1, 2], [8, 9, 10], only=()).image)
+
+
+def test_geometry_alone_is_that_of_the_whole_augmentation():
+    task = Task(dims=2, size=(16, 16), classes=CLASSES)
+    prepared = samples_of(scan_of((20, 20)), task)
+    whole, shapes = SiteSamples(prepared, task, ALL), SiteSamples(prepared, task, tuple(GEOMETRY))
+    found = whole.batch([0, 0], [3, 4], only=GEOMETRY)
+    assert torch.equal(found.image, shapes.batch([0, 0], [3, 4]).image)
+    assert torch.equal(found.label, whole.batch([0, 0], [3, 4]).label)
+    assert not torch.equal(found.image, whole.batch([0, 0], [3, 4]).image)
 
 
 def test_windows_of_whole_images_are_the_images():
@@ -412,4 +423,4 @@ def test_windows_of_whole_images_are_the_images():
     samples = SiteSamples(
         [sample for seed in range(2) for sample in samples_of(scan_of((20, 20), seed=seed), task)], task
     )
-    assert torch.equal(samples.windows([0, 1], [3, 4]).image, samples.batch([0, 1]).image)
+    assert torch.equal(samples.batch([0, 1], [3, 4], only=()).image, samples.batch([0, 1]).image)

@@ -79,20 +79,18 @@ class Blobs:
     def __len__(self) -> int:
         return len(self._image)
 
-    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
-        """As strategies.data.Samples says."""
+    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None, only: Any = None) -> Batch:
+        """As strategies.data.Samples says; it is the plan's "rotate" that turns, and its "noise" that roughens."""
         image, label = self._image[list(indices)].clone(), self._label[list(indices)].clone()
         for row, seed in enumerate(seeds or ()):
             rng = np.random.default_rng(seed)
-            turns = int(rng.integers(4))
+            turns = int(rng.integers(4)) if only is None or "rotate" in only else 0
             noise = torch.from_numpy(rng.normal(0, 0.1, image[row].shape)).to(image)
-            image[row] = torch.rot90(image[row], turns, (-2, -1)) + noise
+            image[row] = torch.rot90(image[row], turns, (-2, -1))
+            if only is None or "noise" in only:
+                image[row] += noise
             label[row] = torch.rot90(label[row], turns, (-2, -1))
         return Batch(image, label)
-
-    def windows(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
-        """As strategies.data.Samples says."""
-        return self.batch(indices)
 
 
 def make_sites(plan: Plan, counts: Sequence[int] = (5, 7, 3)) -> dict[str, Blobs]:
@@ -138,13 +136,9 @@ class Some:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
+    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None, only: Any = None) -> Batch:
         """As strategies.data.Samples says."""
-        return self.whole.batch([self.chosen[index] for index in indices], seeds)
-
-    def windows(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
-        """As strategies.data.Samples says."""
-        return self.whole.windows([self.chosen[index] for index in indices], seeds)
+        return self.whole.batch([self.chosen[index] for index in indices], seeds, only)
 
 
 @dataclass(frozen=True)

@@ -47,13 +47,10 @@ class Changed:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def batch(self, indices: Any, seeds: Any = None) -> Batch:
+    def batch(self, indices: Any, seeds: Any = None, only: Any = None) -> Batch:
         batch = self._samples.batch([self._order[index] for index in indices], seeds)
         label = batch.label if self._label is None else torch.full_like(batch.label, self._label)
         return Batch(batch.image, label)
-
-    def windows(self, indices: Any, seeds: Any) -> Batch:
-        return self.batch(indices)
 
 
 # Measuring
@@ -113,12 +110,9 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.x)
 
-    def batch(self, indices: Any, seeds: Any = None) -> Batch:
+    def batch(self, indices: Any, seeds: Any = None, only: Any = None) -> Batch:
         chosen = list(indices)
         return Batch(self.x[chosen].reshape(-1, 1, 1, 1), self.y[chosen].reshape(-1, 1, 1, 1))
-
-    def windows(self, indices: Any, seeds: Any) -> Batch:
-        return self.batch(indices)
 
 
 def test_fisher_information_of_logistic_regression_is_its_closed_form() -> None:

@@ -102,11 +102,8 @@ class Repeated:
     def __len__(self) -> int:
         return len(self._samples) * self._times
 
-    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
+    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None, only: Any = None) -> Batch:
         return self._samples.batch([index % len(self._samples) for index in indices], seeds)
-
-    def windows(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
-        return self.batch(indices)
 
 
 @pytest.mark.parametrize("fold", FOLDS.values(), ids=FOLDS)

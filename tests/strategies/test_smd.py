@@ -193,11 +193,9 @@ class Contrast:
     def __len__(self) -> int:
         return len(self._image)
 
-    def batch(self, indices: Any, seeds: Any = None) -> Batch:
+    def batch(self, indices: Any, seeds: Any = None, only: Any = None) -> Batch:
         """As strategies.data.Samples says."""
         return Batch(self._image[list(indices)], self._label[list(indices)])
-
-    windows = batch
 
 
 def test_sites_of_opposite_contrast_stay_apart_over_three_visits() -> None:

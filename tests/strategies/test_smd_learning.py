@@ -31,12 +31,10 @@ class Marked:
     def __len__(self) -> int:
         return 3
 
-    def batch(self, indices: Any, seeds: Any = None) -> Batch:
+    def batch(self, indices: Any, seeds: Any = None, only: Any = None) -> Batch:
         """As strategies.data.Samples says."""
         whole = marked(0)
         return Batch(whole.image[list(indices)], whole.label[list(indices)])
-
-    windows = batch
 
 
 def parameters(**changes: Any) -> DiffusionParameters:
