@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from node import checkpoints, progress, records
 from node.copies import COPIES, carries_generator, count_copies
 from node.data.cache import SiteCache
-from node.data.samples import OnDemand, SiteSamples
+from node.data.samples import OnDemand, SiteSamples, augmented
 from node.data.site import EmptySite, SiteData
 from node.database import open_database
 from node.declarations import declare, installed
@@ -93,6 +93,7 @@ def visit(message: Message, context: Context) -> Message:
         checkpoint=checkpoints.VisitCheckpoint(settings.home, request, drawn_from),
         # of cases whose files are out of reach for a while the state is the same: which are usable says more
         once=Workshop(settings.home, settings.device, lambda: f"{drawn_from()} {data().origin('train')}"),
+        augment=lambda batch, seeds: augmented(batch, seeds, request.plan.training.augment),
         memory=SiteMemory(settings, request, data, None if policy.memory is None else policy.memory.cases),
         first=request.first,
         privacy=privacy,

@@ -1,6 +1,6 @@
 """One stay of the model at one site: what a strategy is given there and what it ends with."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,12 +8,23 @@ from typing import Any, Protocol
 import torch
 
 from protos.handover import Handover
-from strategies.data import Samples
+from strategies.data import Batch, Samples
 from strategies.privacy import Privacy
 from strategies.randomness import Seeds
 
 # Called once per step: step, steps, scalars.
 Report = Callable[[int, int, Mapping[str, float]], None]
+
+
+class Augment(Protocol):
+    """The plan's augmentation, for images that are none of the site's samples, such as replays."""
+
+    def __call__(self, batch: Batch, seeds: Sequence[int]) -> Batch:
+        """The batch as it would have come from Samples.batch with `seeds`, on its own device.
+
+        Labels may also be shares of all classes: floating, [N, classes, *size].
+        """
+        ...
 
 
 class Checkpoint(Protocol):
@@ -68,6 +79,7 @@ class Visit:
     checkpoint: Checkpoint
     memory: Memory
     once: Once
+    augment: Augment
     first: bool = False  # no visit came before: what arrived is the first handover
     privacy: Privacy | None = None  # an update may leave only as this released it, with no metric but `samples`
 

@@ -163,6 +163,17 @@ class SiteSamples:
         return Batch(images, labels)
 
 
+def augmented(batch: Batch, seeds: Sequence[int], augmentations: Collection[Augmentation]) -> Batch:
+    """A batch that is no site's, augmented as one would be; see strategies.visit.Augment."""
+    images, labels = [], []
+    for image, label, seed in zip(batch.image.cpu(), batch.label.cpu(), seeds, strict=True):
+        rng, shares = np.random.default_rng(seed), label.is_floating_point()
+        image, label = augment(image, label if shares else label[0].to(torch.uint8), augmentations, rng)
+        images.append(image)
+        labels.append(label if shares else label[None].long())
+    return Batch(torch.stack(images).to(batch.image.device), torch.stack(labels).to(batch.label.device))
+
+
 class OnDemand:
     """Samples that are decoded when they are first asked for: most strategies never look at the validation part."""
 

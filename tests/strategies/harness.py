@@ -81,16 +81,22 @@ class Blobs:
 
     def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None, only: Any = None) -> Batch:
         """As strategies.data.Samples says; it is the plan's "rotate" that turns, and its "noise" that roughens."""
-        image, label = self._image[list(indices)].clone(), self._label[list(indices)].clone()
-        for row, seed in enumerate(seeds or ()):
-            rng = np.random.default_rng(seed)
-            turns = int(rng.integers(4)) if only is None or "rotate" in only else 0
-            noise = torch.from_numpy(rng.normal(0, 0.1, image[row].shape)).to(image)
-            image[row] = torch.rot90(image[row], turns, (-2, -1))
-            if only is None or "noise" in only:
-                image[row] += noise
-            label[row] = torch.rot90(label[row], turns, (-2, -1))
-        return Batch(image, label)
+        batch = Batch(self._image[list(indices)], self._label[list(indices)])
+        return batch if seeds is None else turned(batch, seeds, only)
+
+
+def turned(batch: Batch, seeds: Sequence[int], only: Any = None) -> Batch:
+    """The batch with every sample turned and roughened by its seed; see strategies.visit.Augment."""
+    image, label = batch.image.clone(), batch.label.clone()
+    for row, seed in enumerate(seeds):
+        rng = np.random.default_rng(seed)
+        turns = int(rng.integers(4)) if only is None or "rotate" in only else 0
+        noise = torch.from_numpy(rng.normal(0, 0.1, image[row].shape)).to(image)
+        image[row] = torch.rot90(image[row], turns, (-2, -1))
+        if only is None or "noise" in only:
+            image[row] += noise
+        label[row] = torch.rot90(label[row], turns, (-2, -1))
+    return Batch(image, label)
 
 
 def make_sites(plan: Plan, counts: Sequence[int] = (5, 7, 3)) -> dict[str, Blobs]:
@@ -236,6 +242,7 @@ def answer(plan: Plan, stop: Stop, site: str, ask: Ask, samples: Blobs, slot: Sl
             checkpoint=slot,
             memory=ShelvedMemory(slot.shelf, site, samples),
             once=ShelvedWork(slot.shelf, site),
+            augment=turned,
             first=stop.follows is None,
         )
     )

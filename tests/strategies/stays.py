@@ -10,7 +10,7 @@ from protos.plan import Plan
 from strategies.randomness import Seeds
 from strategies.registry import strategy_for
 from strategies.visit import Visit
-from tests.strategies.harness import CPU, Blobs, Shelf, ShelvedMemory, ShelvedWork, Slot
+from tests.strategies.harness import CPU, Blobs, Shelf, ShelvedMemory, ShelvedWork, Slot, turned
 
 
 def visit_at(plan: Plan, handover: Handover | None = None, samples: Any = None, stop: int = 1) -> Visit:
@@ -28,6 +28,7 @@ def visit_at(plan: Plan, handover: Handover | None = None, samples: Any = None, 
         checkpoint=Slot(Shelf(), (stop, 0, "A")),
         memory=ShelvedMemory(Shelf(), "A", samples),
         once=ShelvedWork(Shelf(), "A"),
+        augment=turned,
         first=stop == 0,
     )
 

@@ -33,6 +33,7 @@ from tests.strategies.harness import (
     conduct,
     make_plan,
     make_sites,
+    turned,
 )
 
 LIKE = {"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.float64)}
@@ -161,6 +162,7 @@ def visit_of(plan: Plan, train: Any, privacy: Privacy | None) -> Visit:
         checkpoint=Slot(Shelf(), (0, 0, "A")),
         memory=ShelvedMemory(Shelf(), "A", train),
         once=ShelvedWork(Shelf(), "A"),
+        augment=turned,
         first=True,
         privacy=privacy,
     )
