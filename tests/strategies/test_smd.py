@@ -13,10 +13,12 @@ from protos.handover import Handover, Kind
 from protos.plan import Plan, Task
 from strategies.data import Batch
 from strategies.generative.denoiser import Denoiser, Prompts, fresh_denoiser, precision_on
+from strategies.generative.masks import NUMBERS, measure
 from strategies.generative.parameters import PROMPT, GeneratorChoice
-from strategies.generative.smd import REPLAYED, SiteModulatedDiffusion
+from strategies.generative.smd import MASKS, REPLAYED, SiteModulatedDiffusion
 from strategies.generative.smd_learning import Lesson
 from strategies.generative.smg import SMG
+from strategies.randomness import Seeds
 from strategies.registry import strategy_for
 from strategies.strategy import UnknownParameter
 from tests.strategies.harness import CPU, VIVID, Shelf, ShelvedWork, conduct, make_plan, make_sites
@@ -140,6 +142,56 @@ def test_fixed_prompts_stay_as_they_were_given() -> None:
     for handover in conduct(plan, make_sites(plan)):
         for site, vector in vectors.items():
             assert torch.equal(handover.prompts[f"site/{site}"].torch(), torch.tensor(vector))
+
+
+def test_four_numbers_of_a_site_s_masks_travel_where_masks_are_fitted_and_none_elsewhere() -> None:
+    plan = make_plan("smg", parameters=given(replay_masks="fitted"))
+    sites = make_sites(plan)
+    for number, handover in enumerate(conduct(plan, sites)):
+        told = handover.prompts[MASKS].torch()
+        assert told.shape == (3, NUMBERS)
+        for place, site in enumerate("ABC"):
+            own = measure(sites[site], Seeds(plan.seed, place, site))
+            assert torch.equal(told[place], own if place <= number else torch.zeros(NUMBERS))
+    plain = make_plan("smg", parameters=given(replay_masks="incoming"))
+    assert MASKS not in smg(plain).schema().tensors[Kind.PROMPTS]
+
+
+def test_fitted_masks_are_like_the_replayed_site_s() -> None:
+    """A draws one small square, B a few large ones: what B replays A from has A's share, not B's."""
+    plan = make_plan("smg", sites=("A", "B"), parameters=given(replay_masks="fitted", replays=12))
+    sites: Any = {"A": Squares(3, 1), "B": Squares(6, 2)}
+    arrived = conduct(plan, sites)[0]
+    shares = {}
+    for masks in ("fitted", "incoming"):
+        other = make_plan("smg", sites=("A", "B"), parameters=given(replay_masks=masks, replays=12))
+        after = arrived if masks == "fitted" else conduct(other, sites)[0]
+        visit = replace_site(visit_at(other, after, samples=sites["B"]), "B", Shelf())
+        replay = SiteModulatedDiffusion(other, smg(other).parameters).replay(visit)["A"]
+        shares[masks] = float((replay.label > 0).float().mean())
+    own, others = (float((sites[site].batch(range(8)).label > 0).float().mean()) for site in "AB")
+    assert shares["fitted"] == pytest.approx(own, rel=0.5)
+    assert shares["incoming"] == pytest.approx(others, rel=0.5)
+
+
+class Squares:
+    """Images of so many squares of one width."""
+
+    def __init__(self, width: int, number: int, count: int = 8) -> None:
+        rng = np.random.default_rng(width)
+        self._label = torch.zeros(count, 1, 16, 16, dtype=torch.int64)
+        for row in range(count):
+            for _ in range(number):
+                top, left = rng.integers(0, 16 - width, 2)
+                self._label[row, :, top : top + width, left : left + width] = 1
+
+    def __len__(self) -> int:
+        return len(self._label)
+
+    def batch(self, indices: Any, seeds: Any = None, only: Any = None) -> Batch:
+        """As strategies.data.Samples says."""
+        label = self._label[list(indices)]
+        return Batch(label.float(), label)
 
 
 # Replay
