@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+from monai.networks.layers.factories import Conv
 from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,6 +19,8 @@ from protos.plan import Task
 from strategies.generative.parameters import PROMPT, GeneratorChoice, Precision
 from strategies.randomness import derive
 from strategies.visit import seeded
+
+_TOUCH = 16  # channels at full resolution
 
 
 class Prompts(nn.Module):
@@ -34,6 +38,34 @@ class Prompts(nn.Module):
         """int64 [N] -> [N, width]."""
         found: Tensor = self.project(self.table[site])
         return found
+
+
+class Touch(nn.Module):
+    """Goes over what a network of folded images said, pixel by pixel, as noise level and site ask.
+
+    Folding leaves it to single channels which pixel of a square is meant. Structures of a pixel or two came out pale
+    without this: nuclei of 2 pixels on a light ground, folded by 4, at half their contrast after 600 steps.
+    """
+
+    def __init__(self, dims: int, channels: int, masks: int, width: int) -> None:
+        """`masks`: mask channels; `width`: of the embedding of level and site."""
+        super().__init__()
+        convolution = Conv[Conv.CONV, dims]
+        self.first = convolution(2 * channels + masks, _TOUCH, 3, padding=1)
+        self.modulation = nn.Linear(width, 2 * _TOUCH)
+        self.last = convolution(_TOUCH, channels, 3, padding=1)
+        nn.init.zeros_(self.last.weight)  # at first nothing is changed
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, said: Tensor, given: Tensor, embedding: Tensor) -> Tensor:
+        """said [N, channels, *size], given (noisy image, mask) [N, channels + masks, *size], embedding [N, width]."""
+        modulation = self.modulation(functional.silu(embedding))
+        scale, shift = modulation.reshape(len(said), 2, _TOUCH, *[1] * (said.ndim - 2)).unbind(1)
+        # so laid out, with so few channels, it takes half as long
+        layout = torch.channels_last if said.ndim == 4 else torch.channels_last_3d
+        hidden = self.first(torch.cat([said, given.to(said.dtype)], dim=1).contiguous(memory_format=layout))
+        found: Tensor = said + self.last(functional.silu(hidden * (1 + scale) + shift))
+        return found.contiguous()
 
 
 class Denoiser(nn.Module):
@@ -64,6 +96,8 @@ class Denoiser(nn.Module):
         )
         del self.unet.class_embedding  # so that the prompts come last among the parameters
         self.unet.class_embedding = Prompts(sites, 4 * choice.channels[0])
+        if choice.unshuffle > 1:
+            self.touch = Touch(task.dims, task.channels, self._classes - 1, 4 * choice.channels[0])
 
     @property
     def prompts(self) -> Prompts:
@@ -76,10 +110,14 @@ class Denoiser(nn.Module):
         """noisy [N, channels, *size], label int64 [N, 1, *size], k and site int64 [N] -> like `noisy`."""
         mask = functional.one_hot(label[:, 0], self._classes).movedim(-1, 1)[:, 1:]
         given = torch.cat([noisy, mask.to(noisy.dtype) * 2 - 1], dim=1)  # the mask stays clean
-        if self._fold > 1:
-            given = pixelunshuffle(given, self._dims, self._fold)
-        found: Tensor = self.unet(given, k, class_labels=site)
-        return pixelshuffle(found, self._dims, self._fold) if self._fold > 1 else found
+        if self._fold == 1:
+            found: Tensor = self.unet(given, k, class_labels=site)
+            return found
+        said = self.unet(pixelunshuffle(given, self._dims, self._fold), k, class_labels=site)
+        level = get_timestep_embedding(k, self.unet.block_out_channels[0])
+        embedding = self.unet.time_embed(level.to(noisy.dtype)) + self.prompts(site)  # the U-Net's own
+        touched: Tensor = self.touch(pixelshuffle(said, self._dims, self._fold), given, embedding)
+        return touched
 
 
 def fresh_denoiser(

@@ -73,13 +73,13 @@ def denoising_loss(  # noqa: PLR0917 (what a denoiser saw, in the order of Eq. 6
     """The mean squared error of what the denoiser said of `noised(schedule, image, noise, k)`; a scalar.
 
     "eps": of the noise, every level alike (Eq. 7 and 8). "x0": of the image, each sample weighted by its
-    signal-to-noise ratio a / (1 - a) held to [0.2, 5] (after Hang et al. 2023): the bare ratio would make it "eps"
-    again, where what is nearly all noise teaches nothing.
+    signal-to-noise ratio a / (1 - a) held to [1, 5] (after Hang et al. 2023): the bare ratio would make it "eps" again,
+    where what is nearly all noise teaches nothing; yet that is where the mask alone says what is to come.
     """
     if prediction == "eps":
         return (predicted - noise).square().mean()
     left = schedule.at(k, image)
-    weight = (left / (1 - left)).clamp(0.2, 5).to(image.dtype)
+    weight = (left / (1 - left)).clamp(1, 5).to(image.dtype)
     return (weight * (predicted - image).square()).mean()
 
 
