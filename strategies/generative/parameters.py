@@ -43,7 +43,7 @@ class DiffusionParameters(Record):
     replays: PositiveInt | None = None  # images per earlier site; None: as many as the site has samples (the paper)
     # the masks that replays are made from: those of the incoming site (the paper), or these after they were brought to
     # the size and share of the replayed site's structures, of which four numbers then travel (masks.py)
-    replay_masks: Literal["incoming", "fitted"] = "incoming"
+    replay_masks: Literal["incoming", "fitted"] = "fitted"
     crop: PositiveInt | None = None  # pixels along the axes of the windows that the generator learns from; None: all
     prompts: Literal["learnable", "fixed"] = "learnable"
     vectors: dict[str, tuple[Annotated[float, Field(allow_inf_nan=False)], ...]] | None = None  # fixed prompts, by site

@@ -48,7 +48,6 @@ class SMGParameters(DiffusionParameters):
     # the labels that the segmentation network learns a replay with: the mask it was made from (the paper), or what the
     # arrived network says of it, as classes or as probabilities
     replay_labels: Literal["mask", "arrived", "arrived_soft"] = "arrived_soft"
-    replay_augment: bool = False  # replays are augmented as the site's own samples are
     replay_noise: Annotated[float, Field(ge=0)] = 0.0  # the largest standard deviation of noise laid over a replay
 
     @model_validator(mode="after")
@@ -154,7 +153,7 @@ class SMG(Strategy):
                 value = backward(loss)(batch, step)
                 curves.add(value.detach())
                 return value
-            drawn = _roughened(self._drawn(visit, labelled, step, size), self.parameters.replay_noise, visit, step)
+            drawn = _roughened(_drawn(visit, labelled, step, size), self.parameters.replay_noise, visit, step)
             split = draw_split(len(batch.image), len(drawn.image), visit.seeds("split", step))
             pair = Pair(batch, drawn, split)
             cosine = aligned(model, loss, pair) if step % every == 0 else None
@@ -167,15 +166,6 @@ class SMG(Strategy):
         checkpoint = Part(visit.checkpoint, "network", curves)
         metrics = train(model, training, replace(visit, checkpoint=checkpoint), gradients=gradients)
         return model, metrics, curves.values()
-
-    def _drawn(self, visit: Visit, replay: Replay, step: int, size: int) -> Batch:
-        """`size` replayed samples, augmented like real ones, as many of each earlier site: they take turns."""
-        places = range(step * size, (step + 1) * size)
-        rows = [row for _, row in in_turn(replay, visit.seeds, "learning from", places)]
-        drawn = Batch(torch.cat([row.image for row in rows]), torch.cat([row.label for row in rows]))
-        if not self.parameters.replay_augment:
-            return drawn
-        return visit.augment(drawn, [visit.seeds("augment replay", place) for place in places])
 
     def _labelled(self, model: nn.Module, replay: Replay) -> Replay:
         """The replay with the labels that it is learnt with; probabilities are float32 [N, classes, *size]."""
@@ -202,6 +192,14 @@ def replay_loss(plan: Plan, logits: Tensor, label: Tensor) -> Tensor:
     soft = DiceCELoss(include_background=False, softmax=True, squared_pred=True, lambda_dice=dice, lambda_ce=ce)
     value: Tensor = soft(logits, label)
     return value
+
+
+def _drawn(visit: Visit, replay: Replay, step: int, size: int) -> Batch:
+    """`size` replayed samples, augmented like real ones, as many of each earlier site: they take turns."""
+    places = range(step * size, (step + 1) * size)
+    rows = [row for _, row in in_turn(replay, visit.seeds, "learning from", places)]
+    drawn = Batch(torch.cat([row.image for row in rows]), torch.cat([row.label for row in rows]))
+    return visit.augment(drawn, [visit.seeds("augment replay", place) for place in places])
 
 
 def _roughened(batch: Batch, most: float, visit: Visit, step: int) -> Batch:

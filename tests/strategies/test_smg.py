@@ -37,8 +37,7 @@ def test_every_ablation_is_another_method() -> None:
             {"replay_labels": "arrived"},
             {"gamma": 0.0, "beta": 0.0},
             {"replay_noise": 0.5},
-            {"replay_augment": True},
-            {"replay_masks": "fitted"},
+            {"replay_masks": "incoming"},
         )
     ]
     lasts = [visits[-1] for visits in found]
