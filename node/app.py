@@ -1,5 +1,6 @@
 """The node's Flower ClientApp: describe the site, learn at it, score at it, all behind the guard."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Literal
 
@@ -74,6 +75,7 @@ def visit(message: Message, context: Context) -> Message:
         _samples(data(), "train")  # finds the unusable cases
         return data().fingerprint("train")
 
+    device, train = torch.device(settings.device), OnDemand(lambda: _samples(data(), "train"))
     policy = Policy.of(settings.home)
     privacy = None
     if (updates := policy.updates) is not None:
@@ -82,11 +84,11 @@ def visit(message: Message, context: Context) -> Message:
     stay = Visit(
         action=request.action,
         handover=handover,
-        train=OnDemand(lambda: _samples(data(), "train")),
+        train=OnDemand(lambda: _samples(data(), "train").on(device)),
         val=OnDemand(lambda: data().samples("val")),
         seeds=Seeds(request.plan.seed, request.stop, request.site),
         args=request.args,
-        device=torch.device(settings.device),
+        device=device,
         report=lambda step, steps, scalars: progress.report(
             progress.Step(request.run, request.stop, request.site, step, steps, scalars)
         ),
@@ -103,7 +105,7 @@ def visit(message: Message, context: Context) -> Message:
         check_protected(departure.handover, departure.metrics, privacy.released)
     metrics = departure.metrics
     if carries_generator(declare(VISIT, request).leaves):
-        metrics = _with_copies(strategy, stay, departure)
+        metrics = _with_copies(strategy, replace(stay, train=train), departure)  # compared on the CPU
     return Message(pack_reply(request, departure.handover, metrics), reply_to=message)
 
 

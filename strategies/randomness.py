@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 
@@ -34,6 +35,11 @@ class Seeds:
         """Which of `samples` samples comes at `position` of the endless shuffled stream: every epoch has its order."""
         epoch, place = divmod(position, samples)
         return int(permutation(self("order", epoch), samples)[place])
+
+
+def generator_on(device: torch.device, seed: int) -> torch.Generator:
+    """A generator of `device` itself: what it draws is there, and need not be copied."""
+    return torch.Generator(device).manual_seed(seed)
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,7 @@
 """The ordinary training loop: resumable at any step, all randomness derived from (run seed, stop, site)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from strategies.visit import Visit, seeded
 
 OPTIMIZER = "optimizer/"  # marks a tensor as the state of an optimizer
 MOST_SAMPLES = 10**9  # of a site
+LOSSES_TOGETHER = 16  # that are read at once where reading is waiting for the device
 
 
 # Sets the `.grad` of all parameters for the batch of a step (from 0), and returns the loss.
@@ -84,7 +85,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def draw(visit: Visit, position: int, count: int, patches: int = 1) -> Batch:
     """`patches` windows of each of the `count` training samples from `position` on in the site's shuffled stream.
 
-    Each is augmented by a seed of its own, and all are on the device, those of a sample side by side.
+    Each is augmented by a seed of its own, and all are on the device, those of a sample side by side. Only samples that
+    are not there already are copied.
     """
     indices, seeds = [], []
     for place in range(position, position + count):
@@ -115,11 +117,10 @@ def train(
     steps = visit_steps(training, len(visit.train))
     optimizer = optimizer or make_optimizer(training, model)
     parameters = list(model.parameters())
-    first = last = float("nan")
-    start = 0
+    losses, start = Losses(visit.device), 0
     if saved := visit.checkpoint.load():
         start, state = saved
-        first, last = state["loss_first"].item(), state["loss_last"].item()
+        losses = Losses(visit.device, [state["loss_first"].item(), state["loss_last"].item()])
         restore(state, model, optimizer)
     model.train()
     with seeded(visit.seeds("visit"), visit.device):
@@ -133,23 +134,53 @@ def train(
             optimizer.step()
             if accept:
                 accept(before)
-            last = finite(value)
-            first = last if step == 0 else first
-            visit.report(step + 1, steps, {"loss": last})
-            if (step + 1) % training.checkpoint_every == 0 and step + 1 < steps:
-                progress = {"loss_first": torch.tensor(first, dtype=torch.float64)}
-                progress["loss_last"] = torch.tensor(last, dtype=torch.float64)
+            keeps = (step + 1) % training.checkpoint_every == 0 and step + 1 < steps
+            losses.add(value, read=keeps or step + 1 == steps)
+            visit.report(step + 1, steps, losses.newest())
+            if keeps:
+                progress = {"loss_first": torch.tensor(losses.known[0], dtype=torch.float64)}
+                progress["loss_last"] = torch.tensor(losses.known[-1], dtype=torch.float64)
                 visit.checkpoint.save(step + 1, snapshot(model, optimizer) | progress)
     metrics: dict[str, int | float] = {"samples": len(visit.train), "steps": steps}
-    return metrics | ({"loss_first": first, "loss_last": last} if steps else {})
+    return metrics | ({"loss_first": losses.known[0], "loss_last": losses.known[-1]} if steps else {})
+
+
+class Losses:
+    """The losses of a visit's steps as numbers, none of which may be infinite or NaN.
+
+    On a CPU each is read when it comes. On another device reading is waiting for it, so several are read together.
+    `known`: those that have been read; all of them after one that was added to be read.
+    """
+
+    def __init__(self, device: torch.device, known: Sequence[float] = ()) -> None:
+        self.known = list(known)
+        self._unread: list[Tensor] = []
+        self._together = 1 if device.type == "cpu" else LOSSES_TOGETHER
+
+    def add(self, loss: Tensor, *, read: bool) -> None:
+        """Take up a step's loss, a scalar; `read` it at once, wherever it is.
+
+        Raises FloatingPointError when a loss that is read shows that training has diverged.
+        """
+        self._unread.append(loss.detach())
+        if read or len(self._unread) >= self._together:
+            self.known += [_checked(value) for value in torch.stack(self._unread).tolist()]
+            self._unread.clear()
+
+    def newest(self) -> dict[str, float]:
+        """The last one that has been read, by the name "loss", if there is one: what is shown of a step."""
+        return {"loss": self.known[-1]} if self.known else {}
 
 
 def finite(loss: Tensor) -> float:
     """The loss as a number; raises FloatingPointError when training has diverged."""
-    value = loss.item()
-    if not math.isfinite(value):
-        raise FloatingPointError(f"the loss is {value}; a smaller training.lr may help")
-    return value
+    return _checked(loss.item())
+
+
+def _checked(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss}; a smaller training.lr may help")
+    return loss
 
 
 def gradient(model: nn.Module, value: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """A site's cases as samples, which are trained and validated on, and as test cases, which are scored."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import EllipsisType
 from typing import Protocol, Self
@@ -24,6 +24,7 @@ from strategies.losses import normalised_relu
 # the background's channel
 LogitsFn = Callable[[Tensor], Tensor]
 
+CPU = torch.device("cpu")
 SLICES = 16  # that go through the network together when a case is scored; windows of a volume: two
 
 
@@ -64,6 +65,10 @@ class Sample:
     def centre(self, rng: np.random.Generator) -> int:
         """The flat index of a labelled voxel, drawn by its label."""
         return drawn(self.foreground, self.weights, rng)
+
+    def on(self, device: torch.device) -> Self:
+        """The same with image and label on `device`; where windows lie is still decided by the processor."""
+        return replace(self, image=self.image.to(device), label=self.label.to(device))
 
 
 class Prepared(Protocol):
@@ -120,12 +125,21 @@ def samples_of(scan: Scan, task: Task) -> list[Sample]:
 
 
 class SiteSamples:
-    """Samples behind the protocol that strategies see (strategies/data.py)."""
+    """Samples behind the protocol that strategies see (strategies/data.py): batches are made where they are held."""
 
-    def __init__(self, samples: Sequence[Prepared], task: Task, augmentations: Sequence[Augmentation] = ()) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Prepared],
+        task: Task,
+        augmentations: Collection[Augmentation] = (),
+        device: torch.device = CPU,
+    ) -> None:
+        """`device` is where the samples are; those on the disk are read to the CPU."""
         self._samples = tuple(samples)
         self._task = task
         self._augmentations = frozenset(augmentations)
+        self._device = device
+        self._resident: Self | None = None
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -134,6 +148,19 @@ class SiteSamples:
     def nbytes(self) -> int:
         """Bytes of memory held."""
         return sum(sample.nbytes for sample in self._samples)
+
+    def on(self, device: torch.device) -> Self:
+        """The same samples on `device`, where batches then are made without a copy from the CPU.
+
+        They are moved once, and stay as long as these. Samples that lie on the disk come as they are: their batches
+        are made on the CPU, and whoever asks for them copies them.
+        """
+        if device == self._device or not all(isinstance(sample, Sample) for sample in self._samples):
+            return self
+        if self._resident is None or self._resident._device != device:
+            held = [sample.on(device) for sample in self._samples if isinstance(sample, Sample)]
+            self._resident = type(self)(held, self._task, self._augmentations, device)
+        return self._resident
 
     def batch(
         self,
@@ -148,11 +175,11 @@ class SiteSamples:
         """
         task = self._task
         augmentations = self._augmentations if only is None else self._augmentations & frozenset(only)
-        images = torch.empty(len(indices), task.channels, *task.size)
+        images = torch.empty(len(indices), task.channels, *task.size, device=self._device)
         if task.soft:
-            labels = torch.empty(len(indices), len(task.classes) - 1, *task.size)
+            labels = torch.empty(len(indices), len(task.classes) - 1, *task.size, device=self._device)
         else:
-            labels = torch.empty(len(indices), 1, *task.size, dtype=torch.int64)
+            labels = torch.empty(len(indices), 1, *task.size, dtype=torch.int64, device=self._device)
         for row, index in enumerate(indices):
             sample = self._samples[index]
             if seeds is None:
@@ -164,14 +191,14 @@ class SiteSamples:
 
 
 def augmented(batch: Batch, seeds: Sequence[int], augmentations: Collection[Augmentation]) -> Batch:
-    """A batch that is no site's, augmented as one would be; see strategies.visit.Augment."""
+    """A batch that is no site's, augmented as one would be where it is; see strategies.visit.Augment."""
     images, labels = [], []
-    for image, label, seed in zip(batch.image.cpu(), batch.label.cpu(), seeds, strict=True):
+    for image, label, seed in zip(batch.image, batch.label, seeds, strict=True):
         rng, shares = np.random.default_rng(seed), label.is_floating_point()
         image, label = augment(image, label if shares else label[0].to(torch.uint8), augmentations, rng)
         images.append(image)
         labels.append(label if shares else label[None].long())
-    return Batch(torch.stack(images).to(batch.image.device), torch.stack(labels).to(batch.label.device))
+    return Batch(torch.stack(images), torch.stack(labels))
 
 
 class OnDemand:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from node.data.source import Scan
 from protos.plan import Augmentation, Task
+from strategies.randomness import generator_on
 
 SLICED = {"sagittal": -3, "coronal": -2, "axial": -1}  # the axis that slices of a plane follow each other along
 
@@ -110,7 +111,8 @@ def augment(
 
     The label is as `prepare_label` makes it: uint8 [*size], or float32 [classes - 1, *size] with shares.
 
-    Every sample is worked on alone, so that its bits do not depend on its neighbours in the batch.
+    Every sample is worked on alone, so that its bits do not depend on its neighbours in the batch, and where it is:
+    nothing is copied to its device or waits for it.
     """
     if "flip" in names:
         axes = [axis for axis in range(1 - image.ndim, 0) if rng.random() < 0.5]
@@ -121,13 +123,13 @@ def augment(
         image, label = turn(image, label, angle, zoom)
     if "intensity" in names:
         low, high = image.aminmax()
-        if high > low:
-            image = ((image - low) / (high - low)) ** rng.uniform(*GAMMA) * (high - low) + low
+        if image.device.type != "cpu" or high > low:  # to ask another device would be to wait for it
+            bent = ((image - low) / (high - low)) ** rng.uniform(*GAMMA) * (high - low) + low
+            image = torch.where(high > low, bent, image)
         std, mean = torch.std_mean(image, correction=0)
         image = (image - mean) * rng.uniform(*CONTRAST) + (mean + rng.uniform(-SHIFT, SHIFT) * std)
     if "noise" in names:
-        noise = torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32))
-        image = image + noise * (rng.uniform(0, NOISE) * image.std(correction=0))
+        image = image + _normal(image, rng) * (rng.uniform(0, NOISE) * image.std(correction=0))
     return image, label
 
 
@@ -143,7 +145,10 @@ def turn(image: Tensor, label: Tensor, angle: float, zoom: float) -> tuple[Tenso
     matrix[:2, :2] = [[cos, -sin], [sin, cos]]
     # from voxels about the centre to PyTorch's coordinates: -1 to 1 along every axis, the last axis first
     theta = (matrix / zoom * size[None, :] / size[:, None])[::-1, ::-1]
-    affine = torch.from_numpy(np.hstack([theta, np.zeros((len(size), 1))]).astype(np.float32))[None]
+    rows = np.hstack([theta, np.zeros((len(size), 1))])
+    # number by number, since an array would have to be copied to the device
+    numbers = [torch.full((), number, dtype=torch.float32, device=image.device) for number in rows.flat]
+    affine = torch.stack(numbers).reshape(1, *rows.shape)
     grid = functional.affine_grid(affine, [1, 1, *space], align_corners=False)
 
     def sampled(values: Tensor, mode: str) -> Tensor:
@@ -152,6 +157,14 @@ def turn(image: Tensor, label: Tensor, angle: float, zoom: float) -> tuple[Tenso
     if label.is_floating_point():
         return sampled(image, "bilinear"), sampled(label, "bilinear").clamp(0, 1)
     return sampled(image, "bilinear"), sampled(label[None].float(), "nearest")[0].to(torch.uint8)
+
+
+def _normal(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Noise of N(0, 1) in the shape of `image`, float32, drawn on its device."""
+    if image.device.type == "cpu":
+        return torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32))
+    draws = generator_on(image.device, int(rng.integers(2**63)))
+    return torch.randn(image.shape, generator=draws, device=draws.device)
 
 
 def _grid(scan: Scan, task: Task) -> tuple[int, ...]:

@@ -220,11 +220,19 @@ def _count(batch: Batch) -> int:
 
 
 def _cut(batch: Batch, in_train: Tensor) -> tuple[Batch, Batch]:
-    """The samples of `batch` in tr, and those in te. The mask is on the CPU, so that no count waits for the device."""
-    device = batch.image.device
-    rows = (part.nonzero().flatten().to(device, non_blocking=True) for part in (in_train, ~in_train))
-    train, test = (Batch(batch.image[chosen], batch.label[chosen]) for chosen in rows)
+    """The samples of `batch` in tr, and those in te.
+
+    The mask is on the CPU, so that no count waits for the device, and is not copied there to choose rows.
+    """
+    train, test = (_rows(batch, part.nonzero().flatten().tolist()) for part in (in_train, ~in_train))
     return train, test
+
+
+def _rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    if not rows:
+        return Batch(batch.image[:0], batch.label[:0])
+    image, label = (torch.cat([of[row : row + 1] for row in rows]) for of in (batch.image, batch.label))
+    return Batch(image, label)
 
 
 def joined(cells: Sequence[Batch]) -> list[Batch]:

@@ -12,8 +12,8 @@ from strategies.data import GEOMETRY, Batch
 from strategies.generative.denoiser import Denoiser, autocast
 from strategies.generative.diffusion import Schedule, denoising_loss, noised, times
 from strategies.generative.parameters import DiffusionParameters
-from strategies.randomness import Seeds, derive
-from strategies.training import OPTIMIZER, finite, optimizer_state, restore_optimizer
+from strategies.randomness import Seeds, derive, generator_on
+from strategies.training import OPTIMIZER, Losses, optimizer_state, restore_optimizer
 from strategies.visit import Checkpoint, Visit, seeded
 
 TABLE = "unet.class_embedding.table"  # of the denoiser's state: the prompts
@@ -49,7 +49,8 @@ class Lesson:
         if (crop := self.parameters.crop) is not None:
             seeds = (self.visit.seeds("crop", step, place) for place in range(size))
             rows = [_cropped(row, crop, seed) for row, seed in zip(rows, seeds, strict=True)]
-        numbers = torch.tensor([self.sites.index(name) for name in names], device=self.visit.device)
+        # one by one, since a list would have to be copied to the device
+        numbers = torch.stack([torch.full((), self.sites.index(name), device=self.visit.device) for name in names])
         return torch.cat([row.image for row in rows]), torch.cat([row.label for row in rows]), numbers, own
 
 
@@ -72,10 +73,10 @@ def learn(  # noqa: PLR0917 (what learns, from whom, from what, how long, and wh
     denoiser.prompts.table.requires_grad_(parameters.prompts == "learnable")
     mean = {name: tensor.detach().clone() for name, tensor in denoiser.state_dict().items()}
     optimizer = _optimizer(denoiser, parameters)
-    schedule, losses, start = schedule.to(visit.device), list[float](), 0
+    schedule, losses, start = schedule.to(visit.device), Losses(visit.device), 0
     if saved := checkpoint.load():
         start, state = saved
-        losses = state["losses"].tolist()
+        losses = Losses(visit.device, state["losses"].tolist())
         denoiser.load_state_dict(_under("model/", state))
         mean = {name: tensor.to(visit.device) for name, tensor in _under("mean/", state).items()}
         restore_optimizer({k: t for k, t in state.items() if k.startswith(OPTIMIZER)}, denoiser, optimizer)
@@ -91,22 +92,23 @@ def learn(  # noqa: PLR0917 (what learns, from whom, from what, how long, and wh
             decay = min(parameters.average, (1 + step) / (10 + step))
             now = denoiser.state_dict()
             torch._foreach_lerp_(list(mean.values()), [now[name] for name in mean], 1 - decay)
-            losses.append(finite(value))
-            visit.report(step + 1, steps, {"loss": losses[-1]})
-            if (step + 1) % every == 0 and step + 1 < steps:
+            keeps = (step + 1) % every == 0 and step + 1 < steps
+            losses.add(value, read=keeps or step + 1 == steps)
+            visit.report(step + 1, steps, losses.newest())
+            if keeps:
                 place = {f"model/{n}": t for n, t in now.items()} | {f"mean/{n}": t for n, t in mean.items()}
-                place["losses"] = torch.tensor(losses, dtype=torch.float64)
+                place["losses"] = torch.tensor(losses.known, dtype=torch.float64)
                 checkpoint.save(step + 1, place | optimizer_state(denoiser, optimizer))
-    return mean, losses
+    return mean, losses.known
 
 
 def _loss(denoiser: Denoiser, arrived: Denoiser | None, lesson: Lesson, schedule: Schedule, step: int) -> Tensor:
     """Eq. 8 over one batch, at noise levels spread evenly over all."""
     visit, parameters = lesson.visit, lesson.parameters
     image, label, site, own = lesson.batch(step)
-    draws = torch.Generator().manual_seed(visit.seeds("noise", step))
-    k = times(draws, len(image), schedule.steps).to(visit.device)
-    noise = torch.randn(image.shape, generator=draws).to(visit.device)
+    draws = generator_on(visit.device, visit.seeds("noise", step))
+    k = times(draws, len(image), schedule.steps)
+    noise = torch.randn(image.shape, generator=draws, device=draws.device)
     noisy = noised(schedule, image, noise, k)
     with autocast(parameters.precision, visit.device, lesson.dims):
         if arrived is not None and own < len(image):

@@ -25,6 +25,7 @@ from strategies.generative.smd import SiteModulatedDiffusion, SiteReplayer
 from strategies.generative.smd_learning import Replay, in_turn
 from strategies.generative.smg_kept import AlignedReplay
 from strategies.losses import segmentation_loss
+from strategies.randomness import generator_on
 from strategies.strategy import LOSS, VISIT_METRICS, Strategy, UnknownParameter
 from strategies.training import backward, train, visit_steps
 from strategies.visit import Departure, Visit
@@ -206,10 +207,11 @@ def _roughened(batch: Batch, most: float, visit: Visit, step: int) -> Batch:
     """With noise over every image, of a standard deviation drawn from [0, most]; labels stay as they are."""
     if not most:
         return batch
-    draws = torch.Generator().manual_seed(visit.seeds("replay noise", step))
-    size = torch.rand(len(batch.image), *[1] * (batch.image.ndim - 1), generator=draws) * most
-    noise = torch.randn(batch.image.shape, generator=draws) * size
-    return Batch(batch.image + noise.to(batch.image.device), batch.label)
+    draws = generator_on(visit.device, visit.seeds("replay noise", step))
+    shape = (len(batch.image), *[1] * (batch.image.ndim - 1))
+    size = torch.rand(shape, generator=draws, device=draws.device) * most
+    noise = torch.randn(batch.image.shape, generator=draws, device=draws.device) * size
+    return Batch(batch.image + noise, batch.label)
 
 
 def _check_vectors(vectors: Mapping[str, Sequence[float]], sites: Sequence[str]) -> None:
