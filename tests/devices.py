@@ -6,7 +6,7 @@ copies to it raise under `watched`. What the kernels of a real GPU do within the
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -93,19 +93,13 @@ def two_steps(visit: Callable[[Callable[[int, int, Mapping[str, float]], None]],
     What a visit does before its steps, and in between two of them, is its own: the watch begins when the first step is
     reported, so that two whole ones are seen.
     """
-    watch = watched()
+    with ExitStack() as watch:
 
-    def report(step: int, steps: int, scalars: Mapping[str, float]) -> None:
-        if step == 1:
-            watch.__enter__()
-        if step == 3:
-            raise Enough
+        def report(step: int, steps: int, scalars: Mapping[str, float]) -> None:
+            if step == 1:
+                watch.enter_context(watched())
+            if step == 3:
+                raise Enough
 
-    try:
-        visit(report)
-    except Enough:
-        pass
-    else:
-        raise AssertionError("the visit ended before its third step")
-    finally:
-        watch.__exit__(None, None, None)
+        with pytest.raises(Enough):
+            visit(report)

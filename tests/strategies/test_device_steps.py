@@ -51,7 +51,7 @@ def replayed(plan: Plan) -> Replay:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("name", ["finetune", "individual", "l2", "dropout", "ewc", "mas", "mas-fix", "mas-lr"])
+@pytest.mark.parametrize("name", ["finetune", "individual", "l2", "dropout", "ewc", "mas", "mas-lr"])
 def test_a_step_of_the_ordinary_loop(name: str, dims: Any) -> None:
     plan = make_plan(name, dims=dims, steps=STEPS, checkpoint_every=STEPS, patches=2)
     visit = stay(plan)
