@@ -13,6 +13,7 @@ import torch
 from monai.losses import DiceCELoss
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema, Kind, TensorSpec
@@ -47,8 +48,8 @@ class SMGParameters(DiffusionParameters):
     smd: bool = True
     cases: Annotated[int, Field(ge=0, le=20)] = 20
     # the labels that the segmentation network learns a replay with: the mask it was made from (the paper), or what the
-    # arrived network says of it, as classes or as probabilities
-    replay_labels: Literal["mask", "arrived", "arrived_soft"] = "arrived_soft"
+    # arrived network says of it, as classes or as probabilities, or the mean of mask and probabilities
+    replay_labels: Literal["mask", "arrived", "arrived_soft", "blended"] = "blended"
     replay_noise: Annotated[float, Field(ge=0)] = 0.0  # the largest standard deviation of noise laid over a replay
 
     @model_validator(mode="after")
@@ -170,14 +171,17 @@ class SMG(Strategy):
 
     def _labelled(self, model: nn.Module, replay: Replay) -> Replay:
         """The replay with the labels that it is learnt with; probabilities are float32 [N, classes, *size]."""
-        if self.parameters.replay_labels == "mask":
+        kind = self.parameters.replay_labels
+        if kind == "mask":
             return replay
         labelled = {}
         with torch.no_grad():
             for site, batch in replay.items():
                 said = torch.cat([model(part) for part in torch.split(batch.image, _TOGETHER)])
-                hard = said.argmax(dim=1, keepdim=True)
-                label = said.softmax(dim=1) if self.parameters.replay_labels == "arrived_soft" else hard
+                label = said.argmax(dim=1, keepdim=True) if kind == "arrived" else said.softmax(dim=1)
+                if kind == "blended":
+                    mask = functional.one_hot(batch.label[:, 0], said.shape[1]).movedim(-1, 1)
+                    label = (label + mask) / 2
                 labelled[site] = Batch(batch.image, label)
         return labelled
 

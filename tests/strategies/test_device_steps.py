@@ -58,7 +58,7 @@ def test_a_step_of_the_ordinary_loop(name: str, dims: Any) -> None:
     two_steps(lambda report: strategy_for(plan).visit(replace(visit, report=report)))
 
 
-@pytest.mark.parametrize("kind", ["arrived_soft", "arrived", "mask"])
+@pytest.mark.parametrize("kind", ["arrived_soft", "arrived", "mask", "blended"])
 @pytest.mark.parametrize("left_out", [{}, {"arbitrary": False}, {"orientation": False}])
 def test_a_step_by_dual_meta_on_replay(kind: str, left_out: dict[str, Any]) -> None:
     parameters = {"replay_labels": kind, "replay_noise": 0.2, **left_out}

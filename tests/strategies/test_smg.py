@@ -10,7 +10,7 @@ from strategies.generative.smg import SMG, replay_loss
 from strategies.losses import segmentation_loss
 from strategies.registry import strategy_for
 from strategies.strategy import UnknownParameter
-from tests.strategies.harness import VIVID, conduct, make_plan, make_sites
+from tests.strategies.harness import CPU, VIVID, conduct, make_plan, make_sites
 from tests.strategies.stays import visit_at
 
 
@@ -35,6 +35,7 @@ def test_every_ablation_is_another_method() -> None:
             {"arbitrary": False, "orientation": False},
             {"replay_labels": "mask"},
             {"replay_labels": "arrived"},
+            {"replay_labels": "arrived_soft"},
             {"gamma": 0.0, "beta": 0.0},
             {"replay_noise": 0.5},
             {"replay_masks": "incoming"},
@@ -42,6 +43,26 @@ def test_every_ablation_is_another_method() -> None:
     ]
     lasts = [visits[-1] for visits in found]
     assert all(one != other for place, one in enumerate(lasts) for other in lasts[:place])
+
+
+def test_blended_labels_are_the_mean_of_mask_and_prediction() -> None:
+    plan = make_plan("smg")
+    strategy = smg_of(plan)
+    batch = make_sites(plan)["A"].batch(range(3))
+    model = strategy.loaded(strategy.first_handover(), CPU).eval()
+    labels = {}
+    for kind in ("mask", "arrived_soft", "blended"):
+        other = smg_of(make_plan("smg", parameters={**VIVID["smg"], "replay_labels": kind}))
+        labels[kind] = other._labelled(model, {"B": batch})["B"].label
+    mask = torch.nn.functional.one_hot(labels["mask"][:, 0]).movedim(-1, 1)
+    torch.testing.assert_close(labels["blended"], (mask + labels["arrived_soft"]) / 2)
+    torch.testing.assert_close(labels["blended"].sum(1), torch.ones(3, 16, 16))
+
+
+def smg_of(plan: Any) -> SMG:
+    strategy = strategy_for(plan)
+    assert isinstance(strategy, SMG)
+    return strategy
 
 
 def test_without_look_ahead_orientation_is_the_naive_sum() -> None:
