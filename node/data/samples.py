@@ -146,7 +146,7 @@ class SiteSamples:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory held."""
+        """Bytes of memory held, what `on` holds on another device not counted: there it is as much again."""
         return sum(sample.nbytes for sample in self._samples)
 
     def on(self, device: torch.device) -> Self:
