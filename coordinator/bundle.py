@@ -118,7 +118,7 @@ def _metadata(run: Run, plan: Plan, stop: StopRow) -> dict[str, Any]:
                 | {
                     "format": "magnitude",
                     "num_channels": task.channels,
-                    "value_range": [0, 1] if task.intensity in ("minmax", "percentile") else [],
+                    "value_range": {"minmax": [0, 1], "percentile": [0, 1], "symmetric": [-1, 1]}.get(task.intensity, []),
                     "channel_def": {str(channel): f"image {channel}" for channel in range(task.channels)},
                 }
             },

@@ -111,8 +111,10 @@ def _preprocessing(task: Task, data: Data) -> list[Config]:
         steps.append(_on_image("NormalizeIntensityd", channel_wise=True))
     if task.intensity == "percentile":
         steps.append(_on_image("ClipIntensityPercentilesd", lower=1, upper=99, channel_wise=True))
-    if task.intensity in ("percentile", "minmax"):
+    if task.intensity in ("percentile", "minmax", "symmetric"):
         steps.append(_on_image("ScaleIntensityd", channel_wise=True))
+    if task.intensity == "symmetric":
+        steps.append(_on_image("Lambdad", func="$lambda image: 2 * image - 1"))
     if _resamples(task):
         # MONAI's own anti-aliasing darkens the border, PyTorch's takes planes only: rows and columns, then depth
         planes, back = ("image[None]", "[0]") if data == "pictures" else ("image.movedim(-1, 1)", ".movedim(1, -1)")

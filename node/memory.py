@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from itertools import islice
 
 import numpy as np
+import torch
 from safetensors.numpy import load, save
 
 from node.data.cache import SiteCache
@@ -73,7 +74,8 @@ class SiteMemory:
             raise unusable(whose, why, "restore that file, or ")
         self._store.check_there(index)
         key = (self._settings.home, self._request.run, index, plan.task, plan.training.augment)
-        return _cache.get(key, lambda: SiteSamples(self._decoded(index), plan.task, plan.training.augment))
+        samples = _cache.get(key, lambda: SiteSamples(self._decoded(index), plan.task, plan.training.augment))
+        return samples.on(torch.device(self._settings.device))
 
     def _check_allowed(self) -> None:
         if self._most == 0:

@@ -34,7 +34,7 @@ class Task(Record):
     classes: tuple[str, ...]  # the first is the background
     # labels stay shares in [0, 1], one channel per structure, instead of class numbers (SoftSeg, Gros et al. 2021)
     soft: bool = False
-    intensity: Literal["zscore", "minmax", "percentile", "none"] = "zscore"  # per image and channel
+    intensity: Literal["zscore", "minmax", "symmetric", "percentile", "none"] = "zscore"  # per image and channel
     # resize: the whole image is brought to `size`; patch: `size` is a window on the image at `spacing`
     fit: Literal["resize", "patch"] = "resize"
     spacing: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # mm; None keeps each image's own; patch only

@@ -40,5 +40,6 @@ class Samples(Protocol):
         With `seeds` (one per index, 0 <= seed < 2**32) each sample is augmented as the plan says, and the same seed
         gives the same augmentation; without, samples come as they are. Of those larger than the network's input a seed
         first draws the window. `only` leaves out all other augmentations; with none in it the windows come as they are.
+        The batch may lie on the site's device already.
         """
         ...

@@ -81,7 +81,7 @@ def hardened(label: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def normalise(image: Tensor, task: Task) -> Tensor:
-    """Scale each channel of a whole image, float32 [channels, *space], as task.intensity says; flat ones become 0."""
+    """Scale each channel of a whole image, float32 [channels, *space], as task.intensity says; flat ones become 0, or -1 (symmetric)."""
     if task.intensity == "none":
         return image
     if task.intensity == "zscore":
@@ -90,7 +90,8 @@ def normalise(image: Tensor, task: Task) -> Tensor:
         limits = np.percentile(image.flatten(1).numpy(), (1, 99), axis=1).astype(np.float32)
         low, high = torch.from_numpy(limits).reshape(2, -1, *(1,) * (image.ndim - 1))
         image = image.clamp(low, high)
-    return torch.as_tensor(ScaleIntensity(channel_wise=True)(image)).as_subclass(Tensor)
+    scaled = torch.as_tensor(ScaleIntensity(channel_wise=True)(image)).as_subclass(Tensor)
+    return 2 * scaled - 1 if task.intensity == "symmetric" else scaled
 
 
 def resample(image: Tensor, grid: tuple[int, ...]) -> Tensor:

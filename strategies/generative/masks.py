@@ -35,7 +35,7 @@ def measure(samples: Samples, seeds: Seeds) -> Tensor:
     """
     chosen: list[int] = permutation(seeds("measured masks"), len(samples))[:_SAMPLES].tolist()
     drawn = [seeds("measured mask", number) for number in chosen]
-    found = [described(samples.batch([i], [seed], only=()).label) for i, seed in zip(chosen, drawn, strict=True)]
+    found = [described(samples.batch([i], [seed], only=()).label.cpu()) for i, seed in zip(chosen, drawn, strict=True)]
     known = torch.tensor([pair for pair in found if pair is not None], dtype=torch.float64)
     if not len(known):
         return torch.zeros(NUMBERS)

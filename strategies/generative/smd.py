@@ -124,7 +124,7 @@ class SiteModulatedDiffusion:
             def draw(further: int) -> Tensor:
                 seed = visit.seeds(f"replay of {site}", number, further) if further else seeds[number]
                 index = visit.seeds.sample(number + further * len(seeds), samples)
-                return visit.train.batch([index], [seed]).label
+                return visit.train.batch([index], [seed]).label.cpu()
 
             return draw
 

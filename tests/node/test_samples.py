@@ -168,7 +168,7 @@ def test_views_that_pytorch_refuses_are_taken():
     assert torch.equal(prepare_label(Scan("a", image, label, (1, 1)), task), prepare_label(scan, task).flip(-2))
 
 
-@pytest.mark.parametrize("intensity", ["zscore", "minmax", "percentile", "none"])
+@pytest.mark.parametrize("intensity", ["zscore", "minmax", "symmetric", "percentile", "none"])
 def test_intensities_are_scaled_per_channel_and_flat_images_stay_finite(intensity):
     task = Task(size=(8, 8), classes=CLASSES, intensity=intensity)
     rng = np.random.default_rng(0)
@@ -182,7 +182,7 @@ def test_intensities_are_scaled_per_channel_and_flat_images_stay_finite(intensit
     elif intensity == "none":
         assert torch.equal(done, image)
     else:
-        assert done.amin((1, 2)).tolist() == [0, 0]
+        assert done.amin((1, 2)).tolist() == ([-1, -1] if intensity == "symmetric" else [0, 0])
         assert done.amax((1, 2)).tolist() == pytest.approx([1, 1])
         clipped = (done == done.amax()).float().mean()
         assert (clipped > 0.009) == (intensity == "percentile")

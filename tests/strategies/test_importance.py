@@ -48,7 +48,7 @@ class Changed:
         return len(self._samples)
 
     def batch(self, indices: Any, seeds: Any = None, only: Any = None) -> Batch:
-        batch = self._samples.batch([self._order[index] for index in indices], seeds)
+        batch = self._samples.batch([self._order[index] for index in indices], seeds, only)
         label = batch.label if self._label is None else torch.full_like(batch.label, self._label)
         return Batch(batch.image, label)
 

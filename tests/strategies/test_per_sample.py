@@ -103,7 +103,7 @@ class Repeated:
         return len(self._samples) * self._times
 
     def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None, only: Any = None) -> Batch:
-        return self._samples.batch([index % len(self._samples) for index in indices], seeds)
+        return self._samples.batch([index % len(self._samples) for index in indices], seeds, only)
 
 
 @pytest.mark.parametrize("fold", FOLDS.values(), ids=FOLDS)

@@ -49,9 +49,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     batch = Blobs.batch
 
-    def noted(self: Blobs, indices: Any, seeds: Any = None) -> Batch:
+    def noted(self: Blobs, indices: Any, seeds: Any = None, only: Any = None) -> Batch:
         seen.append(tuple(seeds or ()))
-        return batch(self, indices, seeds)
+        return batch(self, indices, seeds, only)
 
     monkeypatch.setattr(Blobs, "batch", noted)
     return seen

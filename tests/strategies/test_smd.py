@@ -198,7 +198,7 @@ class Squares:
 
 
 def test_there_is_a_replay_for_every_training_sample_of_this_site_with_its_mask() -> None:
-    plan = make_plan("smg", parameters=given(replays=None))
+    plan = make_plan("smg", parameters=given(replays=None, replay_masks="incoming"))
     sites = make_sites(plan)
     after_b = conduct(plan, sites)[1]
     visit = replace_site(visit_at(plan, after_b, sites["C"], stop=2), "C", Shelf())

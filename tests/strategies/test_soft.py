@@ -182,9 +182,9 @@ def test_training_from_scratch_learns_even_where_nothing_was_positive(dead: bool
 class SoftBlobs(Blobs):
     """The harness's samples with shares for labels, the last samples without any structure."""
 
-    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
+    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None, only: Any = None) -> Batch:
         """As strategies.data.Samples says for soft tasks."""
-        hard = super().batch(indices, seeds)
+        hard = super().batch(indices, seeds, only)
         shares = torch.cat([(hard.label == number).float() * 0.8 for number in (1, 2)], dim=1)
         return Batch(hard.image, torch.nn.functional.avg_pool2d(shares, 3, stride=1, padding=1))
 

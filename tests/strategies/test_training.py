@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +22,10 @@ class Recorder(Blobs):
         super().__init__(site, count)
         self.asked: list[tuple[int, int]] = []
 
-    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> Batch:
+    def batch(self, indices: Sequence[int], seeds: Sequence[int] | None = None, only: Any = None) -> Batch:
         """As strategies.data.Samples says."""
         self.asked += list(zip(indices, seeds or (), strict=True))
-        return super().batch(indices, seeds)
+        return super().batch(indices, seeds, only)
 
 
 # Epochs
