@@ -26,6 +26,7 @@ from strategies.registry import strategy_for
 from strategies.strategy import specs
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+_RANGES = {"minmax": [0, 1], "percentile": [0, 1], "symmetric": [-1, 1]}  # of the values that a network sees
 
 
 class NotExportable(ValueError):
@@ -118,7 +119,7 @@ def _metadata(run: Run, plan: Plan, stop: StopRow) -> dict[str, Any]:
                 | {
                     "format": "magnitude",
                     "num_channels": task.channels,
-                    "value_range": {"minmax": [0, 1], "percentile": [0, 1], "symmetric": [-1, 1]}.get(task.intensity, []),
+                    "value_range": _RANGES.get(task.intensity, []),
                     "channel_def": {str(channel): f"image {channel}" for channel in range(task.channels)},
                 }
             },

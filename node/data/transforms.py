@@ -81,7 +81,10 @@ def hardened(label: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def normalise(image: Tensor, task: Task) -> Tensor:
-    """Scale each channel of a whole image, float32 [channels, *space], as task.intensity says; flat ones become 0, or -1 (symmetric)."""
+    """Scale each channel of a whole image, float32 [channels, *space], as task.intensity says.
+
+    Flat ones become 0, or -1 (symmetric).
+    """
     if task.intensity == "none":
         return image
     if task.intensity == "zscore":
