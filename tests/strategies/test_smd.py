@@ -12,7 +12,7 @@ import torch
 from protos.handover import Handover, Kind
 from protos.plan import Plan, Task
 from strategies.data import Batch
-from strategies.generative.denoiser import Denoiser, Prompts, fresh_denoiser, precision_on
+from strategies.generative.denoiser import Denoiser, Prompts, Touch, fresh_denoiser, precision_on
 from strategies.generative.masks import NUMBERS, measure
 from strategies.generative.parameters import PROMPT, GeneratorChoice
 from strategies.generative.smd import MASKS, REPLAYED, SiteModulatedDiffusion
@@ -83,6 +83,23 @@ def test_prompts_are_512_floats_added_to_the_time_embedding() -> None:
     narrow = Prompts(3, 64)
     assert narrow(torch.tensor([1])).shape == (1, 64)
     assert narrow(torch.arange(3)).std().item() == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_touch_changes_nothing_at_first_and_then_near_a_pixel_alone(dims: Any) -> None:
+    torch.manual_seed(0)
+    touch = Touch(dims, 2, 1, 8)
+    said, given_, embedding = torch.randn(1, 2, *[16] * dims), torch.randn(1, 3, *[16] * dims), torch.randn(1, 8)
+    assert torch.equal(touch(said, given_, embedding), said)
+    torch.nn.init.normal_(touch.last.weight)
+    before = touch(said, given_, embedding)
+    changed = given_.clone()
+    changed[(0, 2, *[8] * dims)] += 1  # a pixel of the mask
+    moved = (touch(said, changed, embedding) - before).abs().amax((0, 1)) > 1e-6
+    near = moved[tuple([slice(6, 11)] * dims)]
+    assert near.sum() > 0.9 * near.numel()
+    assert moved.sum() == near.sum()
+    assert not torch.allclose(touch(said, given_, -embedding), before)  # another site, or another level of noise
 
 
 def test_a_prompt_follows_from_the_site_s_name_and_not_from_the_order() -> None:
