@@ -160,7 +160,7 @@ def _postprocessing(task: Task, data: Data) -> list[Config]:
 def _inferer(task: Task, data: Data) -> Config:
     windows = {"roi_size": list(task.size), "sw_batch_size": WINDOWS[task.dims]}
     if task.fit == "patch":
-        windows |= {"overlap": 0.5, "mode": "gaussian"}
+        windows |= {"overlap": 0.5, "mode": "gaussian", "cval": task.padding}
     if data == "slices":
         return {"_target_": "SliceInferer", "spatial_dim": 2, **windows}
     return {"_target_": "SlidingWindowInferer", **windows} if task.fit == "patch" else {"_target_": "SimpleInferer"}

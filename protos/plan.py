@@ -65,6 +65,11 @@ class Task(Record):
             raise ValueError("classes names one class twice; give every class a name of its own")
         return self
 
+    @property
+    def padding(self) -> float:
+        """What an image that is smaller than a window is surrounded by: black, or the mean with zscore."""
+        return -1.0 if self.intensity == "symmetric" else 0.0
+
 
 class NetworkChoice(Record):
     """A MONAI network without running statistics (docs/architecture.md says why)."""

@@ -112,10 +112,10 @@ def samples_of(scan: Scan, task: Task) -> list[Sample]:
     if task.fit == "resize":
         nowhere = np.empty(0, dtype=np.int32)
         return [Sample(image, label, nowhere) for image, label in zip(images, labels, strict=True)]
-    pad = SpatialPad(task.size)  # zeros on both sides, as sliding_window_inference does at test time
+    pad = SpatialPad(task.size)  # on both sides, as sliding_window_inference does at test time
     samples = []
     for image, label in zip(images, labels, strict=True):
-        image = pad(image).as_subclass(Tensor)
+        image = pad(image, value=task.padding).as_subclass(Tensor)
         label = (pad(label) if task.soft else pad(label[None])[0]).as_subclass(Tensor)
         sought = (label.sum(dim=0) if task.soft else label).numpy().ravel()
         foreground = np.flatnonzero(sought).astype(np.int32)
@@ -296,6 +296,7 @@ class TestCase:
             predictor=predict,
             overlap=0.5,
             mode="gaussian",
+            cval=self.task.padding,
         )
         return logits
 

@@ -94,7 +94,7 @@ class Denoiser(nn.Module):
             num_class_embeds=sites,
             use_flash_attention=True,
         )
-        del self.unet.class_embedding  # so that the prompts come last among the parameters
+        del self.unet.class_embedding  # so that prompts come after what the U-Net has learnt
         self.unet.class_embedding = Prompts(sites, 4 * choice.channels[0])
         if choice.unshuffle > 1:
             self.touch = Touch(task.dims, task.channels, self._classes - 1, 4 * choice.channels[0])

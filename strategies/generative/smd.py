@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from protos.handover import Handover, HandoverSchema, Kind, TensorSpec
-from protos.plan import Plan
+from protos.plan import Augmentation, Plan
 from strategies.data import Batch
 from strategies.generative.denoiser import Denoiser, autocast, fresh_denoiser, precision_on
 from strategies.generative.diffusion import Schedule, sample
@@ -24,6 +24,7 @@ from strategies.visit import Checkpoint, Visit, seeded
 REPLAYED = "replayed"  # names, among the prompts, the tensor that says which sites can be replayed
 MASKS = "masks"  # the one that tells of their masks, see masks.measure
 _TOGETHER = 16  # images that are sampled in one batch
+_FLIPPED: frozenset[Augmentation] = frozenset({"flip"})  # of the augmentations: what keeps a mask a mask of the site
 
 
 class SiteModulatedDiffusion:
@@ -92,8 +93,9 @@ class SiteModulatedDiffusion:
     def replay(self, visit: Visit) -> Replay:
         """P: images of every earlier site, made by the arrived generator from masks of this site's training samples.
 
-        Every training sample's mask is used in turn, augmented as in training, so that there may be more replays than
-        samples. Without a training sample, or at the first visit, there is none.
+        Every training sample's mask is used in turn, flipped where training flips, so that there may be more replays
+        than samples; whoever learns from a replay augments it further. Without a training sample, or at the first
+        visit, there is none.
         """
         earlier = sorted(self.replayed(visit.handover) - {visit.seeds.site}, key=self._sites.index)
         if not len(visit.train) or not earlier:
@@ -124,7 +126,7 @@ class SiteModulatedDiffusion:
             def draw(further: int) -> Tensor:
                 seed = visit.seeds(f"replay of {site}", number, further) if further else seeds[number]
                 index = visit.seeds.sample(number + further * len(seeds), samples)
-                return visit.train.batch([index], [seed]).label.cpu()
+                return visit.train.batch([index], [seed], only=_FLIPPED).label.cpu()
 
             return draw
 
@@ -171,14 +173,14 @@ class SiteModulatedDiffusion:
             lesson = Lesson(visit, replay, self._sites, self._parameters, self._plan.task.dims)
             every = self._plan.training.checkpoint_every
             state, losses = learn(denoiser, arrived, lesson, self._schedule, self.steps(visit), checkpoint, every)
-            return state | {"losses": torch.tensor(losses, dtype=torch.float64)}
+            return state | {"losses": torch.tensor(losses, dtype=torch.float64), MASKS: self._measured(visit)}
 
         state = visit.once(self._recipe(visit, "generator"), make)
-        losses = state.pop("losses").tolist()
+        losses, measured = state.pop("losses").tolist(), state.pop(MASKS)
         replayed, masks = self.replayed(visit.handover), self._known(visit.handover).clone()
         if losses:
             replayed |= {visit.seeds.site}
-            masks[self._sites.index(visit.seeds.site)] = self._measured(visit)
+            masks[self._sites.index(visit.seeds.site)] = measured
         return self._pack(state, replayed, masks), losses
 
     def steps(self, visit: Visit) -> int:

@@ -153,7 +153,7 @@ class TestRun:
             [],
             ["task.channels=3", "task.intensity=percentile"],
             ["task.intensity=minmax", "task.fit=patch"],
-            ["task.intensity=symmetric"],
+            ["task.intensity=symmetric", "task.fit=patch"],
             ["task.intensity=none", "task.fit=patch", "task.spacing=[1.5, 0.7]", "network.norm=group"],
             SOFT,
             [*SOFT, "task.fit=patch"],

@@ -2,6 +2,7 @@
 
 import warnings
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from monai.transforms import AdjustContrast, Affine, Resize
 
 from node.data import samples as samples_module
-from node.data.samples import SiteSamples, samples_of
+from node.data.samples import SiteSamples, augmented, samples_of
 from node.data.site import EmptySite, SiteData
 from node.data.source import Problem, Scan, Unreadable
 from node.data.transforms import augment, normalise, prepare_image, prepare_label, resample, turn
@@ -416,6 +417,21 @@ def test_geometry_alone_is_that_of_the_whole_augmentation():
     assert torch.equal(found.image, shapes.batch([0, 0], [3, 4]).image)
     assert torch.equal(found.label, whole.batch([0, 0], [3, 4]).label)
     assert not torch.equal(found.image, whole.batch([0, 0], [3, 4]).image)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_images_that_are_no_samples_are_augmented_as_samples_are(soft):
+    task = Task(dims=2, size=(16, 16), classes=CLASSES)
+    prepared = [sample for seed in range(3) for sample in samples_of(scan_of((20, 20), seed=seed), task)]
+    if soft:
+        task = task.model_copy(update={"soft": True})
+        shares = [torch.stack([(one.label == n).float() * 0.7 for n in range(1, len(CLASSES))]) for one in prepared]
+        prepared = [replace(one, label=share) for one, share in zip(prepared, shares, strict=True)]
+    plain, whole = SiteSamples(prepared, task), SiteSamples(prepared, task, ALL)
+    found, wanted = augmented(plain.batch([0, 1, 2]), [3, 4, 5], ALL), whole.batch([0, 1, 2], [3, 4, 5])
+    assert torch.equal(found.image, wanted.image)
+    assert torch.equal(found.label, wanted.label)
+    assert not torch.equal(found.image, plain.batch([0, 1, 2]).image)
 
 
 def test_windows_of_whole_images_are_the_images():

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from strategies.data import Batch
-from strategies.generative.masks import NUMBERS, described, fitted, measure
+from strategies.generative.masks import LEAST, NUMBERS, described, fitted, measure
 from strategies.randomness import Seeds
 
 UNKNOWN = torch.zeros(NUMBERS)
@@ -66,9 +67,9 @@ def test_a_ball_is_described_by_its_width_and_its_share(radius: float, size: tup
 
 def test_what_the_border_cuts_off_is_no_surface() -> None:
     half, whole = torch.zeros(1, 1, 16, 16), torch.ones(1, 1, 16, 16)
-    half[..., :8] = 1
-    assert described(half) == pytest.approx((log(4 * 128 / 16), log(0.5)))
-    assert described(whole) == pytest.approx((log(4 * 256), 0))
+    half[..., :2] = 1
+    assert described(half) == pytest.approx((log(4 * 32 / 16), log(1 / 8)))
+    assert described(whole) == pytest.approx((log(16), 0))  # no structure is larger than the image
     assert described(0 * whole) is None
 
 
@@ -76,10 +77,13 @@ def test_little_is_told_and_of_masks_without_structure_nothing() -> None:
     samples = site(4, 3, spread=0.3)
     found = told(samples)
     assert found.shape == (NUMBERS,)
-    assert torch.equal(found, found.double().round(decimals=2).float())
-    assert torch.equal(told(Masks([torch.zeros(1, 1, 8, 8, dtype=torch.int64)] * 3)), UNKNOWN)
+    assert torch.equal(found, found.double().round(decimals=1).float())
     empty = torch.zeros_like(samples.labels[0])
     assert torch.equal(told(Masks([*samples.labels, empty])), found)
+    assert torch.equal(told(Masks([empty] * 9)), UNKNOWN)
+    few = samples.labels[: LEAST - 1]
+    assert torch.equal(told(Masks([*few, empty, empty])), UNKNOWN)
+    assert bool(told(Masks([*few, samples.labels[-1]])).any())
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,66 @@ def test_fitted_masks_have_the_other_sites_size_and_share(source: Any, target: A
     for place in (0, 2):  # the means, of size and share
         off, was = abs(float(made[place] - wanted[place])), abs(float(before[place] - wanted[place]))
         assert off < max(0.35, 0.35 * was)
+
+
+def test_deviations_are_fitted_as_means_are() -> None:
+    here, there = site(4, 4, spread=0.1), site(8, 3, spread=0.4)
+    made = told(Masks([refitted(here, there, number) for number in range(12)]))
+    assert float(made[1]) > 0.6 * float(told(there)[1]) > 1.5 * float(told(here)[1])
+
+
+def one_organ(radius: float) -> Masks:
+    """A ball of two classes, one about the other, near the middle: like a heart."""
+    rng = np.random.default_rng(3)
+    grid = np.stack(np.meshgrid(*[np.arange(64)] * 2, indexing="ij"), -1)
+    labels = []
+    for _ in range(12):
+        apart = np.linalg.norm(grid - rng.uniform(28, 36, 2), axis=-1) / (radius * rng.uniform(0.9, 1.1))
+        labels.append(torch.from_numpy((apart < 1).astype(np.int64) + (apart < 0.6))[None, None])
+    return Masks(labels)
+
+
+@pytest.mark.parametrize(("here", "there"), [(12, 9), (12, 8), (14, 7), (7, 14), (6, 16)])
+def test_an_organ_stays_one_whole_organ_where_it_was(here: float, there: float) -> None:
+    source = one_organ(here)
+    for number in range(12):
+        before, made = source.labels[number], refitted(source, one_organ(there), number)
+        for least in (1, 2):
+            parts, count = ndimage.label(made[0, 0].numpy() >= least)
+            assert count == 1
+            for one, other in zip(
+                ndimage.center_of_mass(parts > 0), ndimage.center_of_mass(before[0, 0].numpy() >= least), strict=True
+            ):
+                assert abs(one - other) < 1.5
+        border = torch.ones_like(made, dtype=torch.bool)
+        border[..., 1:-1, 1:-1] = False
+        assert not (made[border] > 0).any()
+
+
+def test_thin_structures_do_not_break_when_shrunk() -> None:
+    line = torch.zeros(1, 1, 64, 64, dtype=torch.int64)
+    line[..., 20:44, 30:32] = 1
+    near = torch.tensor([float(described(line)[0]), 0.1, float(described(line)[1]), 0.1])  # type: ignore[index]
+    smaller = near - torch.tensor([0.4, 0, 0.8, 0])
+    made = fitted(lambda n: line, near, smaller, 0)
+    assert ndimage.label(made[0, 0].numpy())[1] == 1
+
+
+@pytest.mark.parametrize("hostile", [1e30, -1e30, 1e4])
+def test_numbers_that_are_lies_end_in_some_mask(hostile: float) -> None:
+    here = site(4, 4)
+    for place in range(NUMBERS):
+        lie = told(here).clone()
+        lie[place] = hostile
+        made = fitted(lambda n: here.labels[n % 12], told(here), lie, 0)
+        assert made.shape == here.labels[0].shape
+        assert made.any()
+
+
+def test_one_mask_that_is_all_structure_does_not_decide_for_all() -> None:
+    labels = [*site(6, 3).labels]
+    full = Masks([*labels[:-1], torch.ones_like(labels[0])])
+    assert abs(float(told(full)[0] - told(Masks(labels))[0])) < 0.25
 
 
 def test_what_is_large_for_one_site_becomes_large_for_the_other() -> None:

@@ -1,5 +1,6 @@
 """Site-Modulated Diffusion: what the denoiser is told, what of it travels, what it remembers."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -189,6 +190,47 @@ def test_fitted_masks_are_like_the_replayed_site_s() -> None:
     own, others = (float((sites[site].batch(range(8)).label > 0).float().mean()) for site in "AB")
     assert shares["fitted"] == pytest.approx(own, rel=0.5)
     assert shares["incoming"] == pytest.approx(others, rel=0.5)
+
+
+def test_each_site_is_replayed_from_masks_like_its_own() -> None:
+    """C replays A, whose squares are small, and B, whose are large: each from its own row, by seeds of its own."""
+    plan = make_plan("smg", parameters=given(replay_masks="fitted", replays=12))
+    sites: Any = {"A": Squares(3, 1), "B": Squares(7, 1), "C": Squares(5, 1)}
+    arrived = conduct(plan, sites)[1]
+    visit = replace_site(visit_at(plan, arrived, samples=sites["C"], stop=2), "C", Shelf())
+    replay = SiteModulatedDiffusion(plan, smg(plan).parameters).replay(visit)
+    wide = {name: float((batch.label > 0).double().mean()) * 256 for name, batch in replay.items()}
+    assert wide["A"] == pytest.approx(9, rel=0.5)
+    assert wide["B"] == pytest.approx(49, rel=0.4)
+
+
+def test_what_is_kept_at_a_site_is_found_again_only_for_equal_work() -> None:
+    """Of all that a replay follows from, the numbers of masks and the augmentation among it."""
+    plan = make_plan("smg", parameters=given(replay_masks="fitted"))
+    arrived = conduct(plan, make_sites(plan))[1]
+    asked: list[str] = []
+
+    def once(recipe: Any, make: Any) -> Any:
+        asked.append(json.dumps(recipe, sort_keys=True))
+        return dict(make())
+
+    def ask(of: Plan, handover: Handover) -> None:
+        visit = replace_site(visit_at(of, handover, make_sites(of)["C"], stop=2), "C", Shelf())
+        SiteModulatedDiffusion(of, smg(of).parameters).replay(replace(visit, once=once))
+
+    ask(plan, arrived)
+    ask(plan, arrived)
+    assert asked[0] == asked[1]
+    flipped = plan.model_copy(update={"training": plan.training.model_copy(update={"augment": ("flip",)})})
+    ask(flipped, arrived)
+    state = arrived.state(Kind.PROMPTS)
+    other = Handover.of(
+        weights=arrived.state(Kind.WEIGHTS),
+        generator=arrived.state(Kind.GENERATOR),
+        prompts=state | {MASKS: state[MASKS] + 1},
+    )
+    ask(plan, other)
+    assert len(set(asked[1:])) == 3
 
 
 class Squares:

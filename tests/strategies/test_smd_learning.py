@@ -75,6 +75,19 @@ def test_a_batch_is_shared_as_asked(share: float | None, own: int) -> None:
         assert (numbers[own:] > 0).all()
 
 
+def test_the_generator_learns_intensities_as_they_are() -> None:
+    """What Blobs' "noise" does never comes; what its "rotate" does, does."""
+    samples = Blobs("A", 3)
+    found = Lesson(visit_at(PLAN, samples=samples), {}, PLAN.sites, parameters(), PLAN.task.dims)
+    real = samples.batch(range(3)).image
+    turned = {
+        torch.rot90(image, quarter, (-2, -1)).contiguous().numpy().tobytes() for image in real for quarter in range(4)
+    }
+    seen = {image.numpy().tobytes() for step in range(6) for image in found.batch(step)[0]}
+    assert seen <= turned
+    assert len(seen) > 3
+
+
 def test_without_replay_a_batch_is_the_sites_own() -> None:
     _, _, numbers, own = lesson({}, incoming_share=0.2).batch(0)
     assert own == len(numbers) == 3

@@ -1,16 +1,19 @@
 """SMG-Learning: the visit, its ablations, and what it tells of its steps. Its gradients: test_dual_meta.py."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from strategies.data import Batch
 from strategies.generative.course import CURVE
 from strategies.generative.smg import SMG, replay_loss
 from strategies.losses import segmentation_loss
 from strategies.registry import strategy_for
 from strategies.strategy import UnknownParameter
-from tests.strategies.harness import CPU, VIVID, conduct, make_plan, make_sites
+from tests.strategies.harness import CPU, VIVID, conduct, make_plan, make_sites, turned
 from tests.strategies.stays import visit_at
 
 
@@ -63,6 +66,24 @@ def smg_of(plan: Any) -> SMG:
     strategy = strategy_for(plan)
     assert isinstance(strategy, SMG)
     return strategy
+
+
+def test_replays_are_augmented_each_by_a_seed_of_its_own() -> None:
+    plan = make_plan("smg", sites=("B", "A"))
+    arrived = conduct(plan, make_sites(plan))[0]
+    visit = visit_at(plan, arrived)
+    seen: list[int] = []
+
+    def noted(batch: Batch, seeds: Sequence[int]) -> Batch:
+        assert len(seeds) == len(batch.image)
+        seen.extend(seeds)
+        return turned(batch, seeds)
+
+    changed = strategy_for(plan).visit(replace(visit, augment=noted)).handover
+    assert len(set(seen)) == len(seen) == plan.training.steps * plan.training.batch_size
+    plain = strategy_for(plan).visit(replace(visit, augment=lambda batch, seeds: batch)).handover
+    assert changed.weights != plain.weights
+    assert changed.generator == plain.generator
 
 
 def test_without_look_ahead_orientation_is_the_naive_sum() -> None:
