@@ -97,8 +97,8 @@ def test_no_message_carries_a_case(desk: Desk, monkeypatch: pytest.MonkeyPatch, 
     fed: set[bytes] = set()  # what a model was shown: augmented, so that it is no row of a case as it lies there
     drawn = SiteSamples.batch
 
-    def noted(self: SiteSamples, indices: Any, seeds: Any = None) -> Batch:
-        batch = drawn(self, indices, seeds)
+    def noted(self: SiteSamples, indices: Any, seeds: Any = None, only: Any = None) -> Batch:
+        batch = drawn(self, indices, seeds, only)
         fed.update(rows_of(batch.image))
         return batch
 
