@@ -9,6 +9,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from node import checkpoints, progress, records
+from node.bundle import check_bundle
 from node.copies import COPIES, carries_generator, count_copies
 from node.data.cache import SiteCache
 from node.data.samples import OnDemand, SiteSamples, augmented
@@ -16,15 +17,16 @@ from node.data.site import EmptySite, SiteData
 from node.database import open_database
 from node.declarations import declare, installed
 from node.drift import drift_pairs, measure_drift, pairs_png
-from node.guard import make_guard
+from node.guard import Exchange, make_guard
 from node.memory import SiteMemory
 from node.policy import Policy
+from node.progress_store import standing
 from node.scoring import overlay_png, score_site
 from node.settings import SiteSettings
 from node.updates import SiteNoise, check_protected
 from node.workshop import Workshop
 from protos.handover import Handover, Kind
-from protos.messages import DESCRIBE, SCORE, VISIT, Request, pack_reply, read_handover, read_request
+from protos.messages import DESCRIBE, PROGRESS, SCORE, VISIT, Request, pack_reply, read_handover, read_request
 from protos.refusals import Refusal, RefusalCode
 from strategies.privacy import Privacy
 from strategies.randomness import Seeds
@@ -33,7 +35,13 @@ from strategies.visit import Departure, Visit
 
 _cache: SiteCache[SiteData] = SiteCache(budget=2 * 2**30)  # over all the sites that live in this process
 
-_guard = make_guard(declare)
+
+def _declare(message_type: str, request: Request) -> Exchange:
+    check_bundle()
+    return declare(message_type, request)
+
+
+_guard = make_guard(_declare)
 
 
 class GuardedClientApp(ClientApp):
@@ -41,7 +49,7 @@ class GuardedClientApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Carry out a message behind the guard."""
-        if message.metadata.message_type in (DESCRIBE, VISIT, SCORE):
+        if message.metadata.message_type in (DESCRIBE, PROGRESS, VISIT, SCORE):
             return super().__call__(message, context)  # the guard is the outermost mod
         return _guard(message, context, super().__call__)
 
@@ -59,6 +67,14 @@ def describe(message: Message, context: Context) -> Message:
         counts["samples"] = len(_samples(data, "train"))
         counts |= data.counts()  # cases that turned out unreadable are gone
     return Message(pack_reply(request, None, counts), reply_to=message)
+
+
+@app.query("progress")
+def tell_progress(message: Message, context: Context) -> Message:
+    """Say at which step the visit of the request's run and stop is."""
+    settings, request, _ = _open(message, context)
+    engine = open_database(settings.home, settings.durable)
+    return Message(pack_reply(request, None, standing(engine, request.run, request.stop)), reply_to=message)
 
 
 @app.train("visit")

@@ -3,9 +3,12 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import threading
 
 app = typer.Typer(
     name="locum-node",
@@ -61,6 +64,63 @@ def check(
         raise _wrong_usage(f"--group: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from error
     status = run_check(folder, classes=classes, dims=dims, channels=channels, labels=labels, split=split, unseen=unseen)
     raise typer.Exit(status)
+
+
+@app.command()
+def key(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where the private key is to lie; its public half beside it.")
+    ],
+) -> None:
+    """Make the node's key, unless it is there, and print the public half, which the coordinator's operator needs."""
+    from node.keys import UnusableKey, make_key
+
+    try:
+        typer.echo(make_key(file).read_text(encoding="ascii").strip())
+    except (OSError, UnusableKey) as error:
+        raise _wrong_usage(f"{error}") from error
+
+
+@app.command()
+def serve(
+    config: Annotated[
+        Path, typer.Option("--config", metavar="FILE", help="The node's YAML file; `-` reads it from standard input.")
+    ],
+) -> None:
+    """Wait for the model and let it learn here, until stopped. Nothing leaves but what the guard lets through."""
+    import logging
+    import signal
+    import threading
+
+    from node.keys import UnusableKey
+    from node.service_config import ConfigError, ServiceConfig
+    from node.serving import NodeBusy
+    from node.serving import serve as serve_until
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpcore", "flwr"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        if str(config) == "-":
+            loaded = ServiceConfig.parse(sys.stdin.readline(), "standard input", Path())
+            threading.Thread(target=_stop_at_end, args=(stop,), daemon=True).start()
+        else:
+            loaded = ServiceConfig.read(config)
+        serve_until(loaded, stop)
+    except (ConfigError, UnusableKey) as error:
+        raise _wrong_usage(str(error)) from error
+    except (NodeBusy, OSError) as error:
+        typer.echo(f"locum-node: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _stop_at_end(stop: "threading.Event") -> None:
+    """Whoever started this node keeps its input open; when that ends, however it ends, the node ends too."""
+    sys.stdin.read()
+    stop.set()
 
 
 def _check_for_scenario(folder: Path, scenario: Path | None, site: str | None, given: Sequence[str]) -> int:

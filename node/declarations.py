@@ -10,13 +10,17 @@ from node.guard import Exchange
 from node.scoring import declared_metrics
 from protos.declaration import Bound, Declaration
 from protos.handover import Kind
-from protos.messages import SCORE, VISIT, Request
+from protos.messages import PROGRESS, SCORE, VISIT, Request
 from protos.plan import Plan
 from protos.refusals import Refusal, RefusalCode
 from strategies.registry import UnknownStrategy, strategy_for
 from strategies.strategy import Strategy, UnknownParameter
 
 DESCRIPTION = MappingProxyType({part: Bound(0, 1e7) for part in ("train", "val", "test", "samples")})
+# A finite loss says little, and a wild one is a fact about training: no image fits into it.
+STANDING = MappingProxyType(
+    {"step": Bound(0, 2**32, whole=True), "steps": Bound(0, 2**32, whole=True), "loss": Bound(-1e6, 1e6)}
+)
 DESCRIBE_ARGS = MappingProxyType({"samples": Bound(0, 1, whole=True)})
 
 
@@ -42,6 +46,8 @@ def _declare(message_type: str, plan: str, action: str, site: str, stop: int) ->
             arrives = strategy.scoring_schema(site, stop)
             drift = DRIFT if Kind.GENERATOR in arrives.kinds else {}
             return Exchange(arrives, Declaration(None, {**declared_metrics(strategy.plan.task), **drift}))
+        if message_type == PROGRESS:
+            return Exchange(None, Declaration(None, STANDING))
         return Exchange(None, Declaration(None, DESCRIPTION), DESCRIBE_ARGS)
     except ValueError as error:  # the network does not fit the task
         raise Refusal(RefusalCode.PLAN, str(error)) from error

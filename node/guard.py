@@ -36,7 +36,7 @@ from node.settings import SiteSettings
 from node.updates import holds_update
 from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema, Kind
-from protos.messages import DESCRIBE, SCORE, VISIT, Request, pack_reply
+from protos.messages import DESCRIBE, PROGRESS, SCORE, VISIT, Request, pack_reply
 from protos.refusals import OtherVersion, Refusal, RefusalCode
 
 _log = logging.getLogger("locum.node.guard")
@@ -48,6 +48,7 @@ _FAILURES = frozenset(
         RefusalCode.SITE_DATA,
         RefusalCode.MEMORY,
         RefusalCode.DIVERGED,
+        RefusalCode.DIED,
     }
 )
 # The work behind the guard may refuse so; its own sentence goes to the log, and this one into the ledger.
@@ -98,6 +99,14 @@ def make_guard(declare: Declare) -> Mod:
     return guard
 
 
+def report_failure(message: Message, context: Context, failure: Refusal) -> Message:
+    """Answer a message that was let in, whose work came to no end, and write that down as the guard would have."""
+    try:
+        return _Passage(message, context).given_up(failure)
+    except BaseException as error:
+        return _coded(message, _refusal_for(error))
+
+
 class _Raised(Refusal):
     """The work behind the guard raised an exception."""
 
@@ -146,9 +155,23 @@ class _Passage:
             return self._turn_back(_refusal_for(error))
         return reply
 
+    def given_up(self, failure: Refusal) -> Message:
+        """The coded reply in place of one that never came; the request itself stands in the ledger already."""
+        request = parse_request(self._message.content)
+        self._entry = replace(
+            self._entry,
+            direction=Direction.OUT,
+            run=request.run,
+            stop=request.stop,
+            round=request.round,
+            action=request.action,
+            strategy=request.plan.strategy.name,
+        )
+        return self._turn_back(failure)
+
     def _admit(self, declare: Declare) -> _Admitted:
         metadata = self._message.metadata
-        if metadata.message_type not in (VISIT, SCORE, DESCRIBE):
+        if metadata.message_type not in (VISIT, SCORE, DESCRIBE, PROGRESS):
             raise Refusal(RefusalCode.MESSAGE_TYPE, "No message of this type is answered.")
         if not self._message.has_content():
             raise Refusal(RefusalCode.LAYOUT, "The message has no content.")

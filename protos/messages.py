@@ -23,6 +23,7 @@ from protos.plan import Plan, Record, SiteName
 VISIT = "train.visit"
 SCORE = "evaluate.score"
 DESCRIBE = "query.describe"
+PROGRESS = "query.progress"
 
 RAW = "locum.raw"  # Array.stype: raw little-endian values in C order, so no byte is left over to hide in
 

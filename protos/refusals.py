@@ -21,6 +21,7 @@ class RefusalCode(IntEnum):
     OTHER_HANDOVER = 1009
     NOT_THE_SCHEMA = 1010
     ARGS = 1014
+    CODE = 1016
     # the site's policy, on either way
     POLICY = 1011
     POLICY_UNREADABLE = 1012
@@ -42,6 +43,7 @@ class RefusalCode(IntEnum):
     GUARD = 1036
     DIVERGED = 1037
     MEMORY = 1038
+    DIED = 1039
 
 
 _SENTENCES = MappingProxyType(
@@ -58,6 +60,8 @@ _SENTENCES = MappingProxyType(
         RefusalCode.OTHER_HANDOVER: "The manifest belongs to another run, stop, site or strategy than the request.",
         RefusalCode.NOT_THE_SCHEMA: "The handover that arrived does not hold exactly the strategy's tensors.",
         RefusalCode.ARGS: "The request's args are not exactly those that the strategy takes, each within its bounds.",
+        RefusalCode.CODE: "The run was begun with code for the node to run; a node runs what its site installed and "
+        "nothing else.",
         RefusalCode.POLICY: "The site's own policy forbids it; the site's policy.yaml and ledger say what.",
         RefusalCode.POLICY_UNREADABLE: "The site's policy.yaml cannot be read, so nothing may leave; mend it there.",
         RefusalCode.PRIVACY_BUDGET: "The site's privacy budget for updates is spent; its people decide in its "
@@ -83,6 +87,8 @@ _SENTENCES = MappingProxyType(
         "help.",
         RefusalCode.MEMORY: "The cases that the site keeps for rehearsal are missing, forgotten, damaged or no longer "
         "to be used; `locum-node memory` at the site and the node's log say what.",
+        RefusalCode.DIED: "The process that did the node's work was killed, perhaps for lack of memory; the node's log "
+        "and the system's say more.",
     }
 )
 

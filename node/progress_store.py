@@ -1,0 +1,65 @@
+"""Where the visit under way stands, in the node's database: for the coordinator's questions and the site's own pages.
+
+Written by the process that does the work, read by others. What leaves of it passes the guard like everything else.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Engine, delete, insert, select
+from sqlalchemy.orm import Mapped, mapped_column
+
+from node.database import Base, open_database
+from node.progress import Step
+
+NOTE_SECONDS = 1.0  # between two notes
+
+
+class Standing(Base):
+    """The last noted step of a visit; `time` is UTC in ISO format, `loss` is None where the strategy reports none."""
+
+    __tablename__ = "standing"
+
+    run: Mapped[str] = mapped_column(primary_key=True)
+    stop: Mapped[int] = mapped_column(primary_key=True)
+    step: Mapped[int]
+    steps: Mapped[int]
+    loss: Mapped[float | None]
+    time: Mapped[str]
+
+
+def noted_at(home: Path, durable: bool) -> Callable[[Step], None]:
+    """A listener that notes steps in the database of the node's folder, at most one per NOTE_SECONDS."""
+    noted = 0.0
+
+    def note(step: Step) -> None:
+        nonlocal noted
+        now = time.monotonic()
+        if now - noted < NOTE_SECONDS and step.step < step.steps:
+            return
+        noted = now
+        row = {
+            "run": step.run,
+            "stop": step.stop,
+            "step": step.step,
+            "steps": step.steps,
+            "loss": step.scalars.get("loss"),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        with open_database(home, durable).execution_options(write=True).begin() as connection:
+            connection.execute(delete(Standing).where(Standing.run == step.run))  # its earlier stops are over
+            connection.execute(insert(Standing), row)
+
+    return note
+
+
+def standing(engine: Engine, run: str, stop: int) -> dict[str, int | float]:
+    """`step`, `steps` and, where there is one, `loss` of the run's visit at that stop; empty before the first step."""
+    with engine.connect() as connection:
+        found = connection.execute(select(Standing).where(Standing.run == run, Standing.stop == stop)).first()
+    if found is None:
+        return {}
+    loss = {} if found.loss is None else {"loss": found.loss}
+    return {"step": found.step, "steps": found.steps, **loss}

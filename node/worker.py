@@ -1,0 +1,114 @@
+"""The process that has everything imported and forks one process per message, told so by node/workers.py.
+
+It imports PyTorch, MONAI and this site's own installed ClientApp once, and does nothing with them: a fork then costs
+milliseconds, begins with fresh state, gives its memory back, and dies alone. Whatever bundle (FAB) the coordinator
+began its run with, it is what is installed here that runs.
+
+Standard input is a Unix socket. Each order on it brings one end of another socket, over which the forked process gets
+its message and answers. When that socket closes, because the node's process died or the run was ended, the forked
+process ends at once; when standard input closes, so does this one.
+"""
+
+import base64
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, RecordDict
+
+from node import bundle, progress
+from node.app import app
+from node.fleet import assemble, take_apart
+from node.frames import receive_frame, send_frame
+from node.guard import report_failure
+from node.objects import Objects
+from node.progress_store import noted_at
+from node.settings import SiteSettings
+from protos.refusals import Refusal, RefusalCode
+
+_LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
+
+
+def main() -> None:
+    """Fork when told to, until the node's process is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the node's process decides
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forked
+    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
+    orders = socket.socket(fileno=0)
+    send_frame(orders, {"ready": True})
+    while True:
+        try:
+            order, handles, _, _ = socket.recv_fds(orders, 1, 1)
+        except OSError:
+            return
+        if not order:
+            return
+        if os.fork() == 0:
+            orders.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _carry_out(socket.socket(fileno=handles[0]))
+        os.close(handles[0])
+
+
+def _carry_out(job: socket.socket) -> None:
+    """Answer one message, then end this process, whatever happens."""
+    status = 1
+    try:
+        order = receive_frame(job)
+        if order is not None:
+            threading.Thread(target=_end_with, args=(job,), daemon=True).start()
+            send_frame(job, _answer(order))
+            status = 0
+    except BaseException:
+        logging.getLogger("locum.node").exception("A message could not be answered.")
+    os._exit(status)
+
+
+def _end_with(job: socket.socket) -> None:
+    receive_frame(job)  # nothing more is ever sent, so this is the other end going
+    os._exit(1)
+
+
+def _answer(order: dict[str, Any]) -> dict[str, Any]:
+    objects = Objects(Path(order["objects"]), 0)
+    settings = _on_a_device(SiteSettings.model_validate_json(order["site"]))
+    began = time.monotonic()
+    message = assemble(base64.b64decode(order["tree"]), objects)
+    context = Context(
+        run_id=message.metadata.run_id,
+        node_id=message.metadata.dst_node_id,
+        node_config={"site": settings.model_dump_json()},
+        state=RecordDict(),
+        run_config={},
+    )
+    if order["died"]:
+        reply = report_failure(message, context, Refusal(RefusalCode.DIED, order["died"]))
+    else:
+        note = noted_at(settings.home, settings.durable)
+        with bundle.brought(base64.b64decode(order["bundle"])), progress.listener(note):
+            reply = app(message, context)
+    del message
+    content, tree = take_apart(reply, objects)
+    return {
+        "reply": base64.b64encode(content).decode(),
+        "tree": base64.b64encode(tree).decode(),
+        "seconds": time.monotonic() - began,
+    }
+
+
+def _on_a_device(settings: SiteSettings) -> SiteSettings:
+    """`auto` is a GPU where there is one; asked for here, since a process that has asked cannot be forked."""
+    if settings.device != "auto":
+        return settings
+    return settings.model_copy(update={"device": "cuda" if torch.cuda.is_available() else "cpu"})
+
+
+if __name__ == "__main__":
+    main()
