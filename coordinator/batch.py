@@ -75,20 +75,22 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def carry_out_all(runs: Sequence[str], home: "Home", devices: Mapping[str, str], options: Sequence[str]) -> list[str]:
+def carry_out_all(
+    runs: Sequence[str], home: "Home", devices: Mapping[str, str], options: Sequence[str], engine: str = "in-process"
+) -> list[str]:
     """Carry out runs one after another; return those that failed, none of which keeps the others from their turn.
 
     Whatever ends all of them is told here, with how to go on with those that are left, and ends the command.
     """
     from coordinator.live import Live
-    from coordinator.simulate import carry_out
+    from coordinator.simulate import carry_out, engine_for
 
     left = list(runs)
     for run in runs:
         with naming_the_log(home):
             try:
-                with Live() as live:
-                    carry_out(run, home, device=devices[run], listener=live)
+                with engine_for(engine, run, home, devices[run]) as reached, Live() as live:
+                    carry_out(run, home, device=devices[run], listener=live, engine=reached)
                 left.remove(run)
             except KeyboardInterrupt:
                 complain(f"interrupted; {_how_to_go_on(left, options)} where it stopped.")

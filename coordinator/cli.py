@@ -66,6 +66,10 @@ PoolOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option("--device", help="PyTorch device of the simulated nodes: auto, cpu, cuda, ...")
 ]
+EngineOption = Annotated[
+    Literal["in-process", "flower"],
+    typer.Option("--engine", help="Nodes in this process, or each in its own behind Flower's SuperLink, on loopback."),
+]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or an unambiguous beginning of it.")]
 
 
@@ -80,6 +84,7 @@ def simulate(
     home: HomeOption = Path(".locum"),
     database: DatabaseOption = None,
     device: DeviceOption = "auto",
+    engine: EngineOption = "in-process",
     as_json: JsonOption = False,
     report: Annotated[bool, typer.Option(help="Write a report for every run.")] = True,
 ) -> None:
@@ -100,7 +105,7 @@ def simulate(
     device = found_device(device)
     place = _home(home, database)
     names = begin_all(list(loaded.runs()), place, data, command_of(database), source=source, device=device)
-    failed = carry_out_all(names, place, dict.fromkeys(names, device), given(context))
+    failed = carry_out_all(names, place, dict.fromkeys(names, device), given(context), engine)
     conclude(names, place, failed, given(context), as_json=as_json, report=report)
 
 

@@ -7,7 +7,7 @@ _STATUSES = {
     **dict.fromkeys(
         ("ScenarioError", "UnknownRun", "RunBusy", "NotSkippable", "NotComparable", "NotExportable"), USAGE
     ),
-    **dict.fromkeys(("VisitFailed", "MissingArtifact", "StoreUnusable"), FAILED),
+    **dict.fromkeys(("VisitFailed", "MissingArtifact", "StoreUnusable", "NoSuperLink", "UnusableKey"), FAILED),
 }
 _OF_ONE_RUN = {"VisitFailed", "MissingArtifact"}
 

@@ -3,9 +3,12 @@
 Flower's own HttpGrid waits a second, then two, then four for a reply's objects where they are milliseconds away.
 """
 
+import json
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
@@ -14,27 +17,94 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
+from coordinator.events import Listener
+from protos.messages import PROGRESS, VISIT
+from protos.packing import packed, unpacked
+
 _FIRST_WAIT = 0.01  # for an object that its sender is still handing in
+_ASK_SECONDS, _ASK_SHARE = 2.0, 0.05  # how far a visit is: asked so often, and less often the longer it lasts
+_ANSWER_SECONDS = 60.0  # after which a question for progress is worth nothing
+
+
+@dataclass
+class _Visit:
+    """A visit under way: what was asked of whom, and the question for its progress that is open."""
+
+    request: dict[str, object]
+    node: int
+    began: float
+    asked: float
+    question: str | None = None
 
 
 class FlowerGrid(HttpGrid):
-    """The nodes of one of Flower's runs, whose ServerApp's token this process holds."""
+    """The nodes of one of Flower's runs, whose ServerApp's token this process holds.
 
-    def __init__(self, address: str, authority: bytes, token: str) -> None:
+    While the reply to a visit is waited for, its node is asked now and then how far it is, and `listener` told.
+    """
+
+    def __init__(self, address: str, authority: bytes, token: str, listener: Listener) -> None:
         super().__init__(address, insecure=False, root_certificates=authority, token=token)
+        self._listener = listener
+        self._visits: dict[str, _Visit] = {}
 
     @property
     def client(self) -> RuntimeHttpClient:
         """The connection, for what is not a grid's business."""
         return self._runtime_client
 
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand in messages; returns their names."""
+        messages = list(messages)
+        for message in messages:
+            message.content = packed(message.content)
+        names = list(super().push_messages(messages))
+        now = time.monotonic()
+        for message, name in zip(messages, names, strict=True):
+            if message.metadata.message_type == VISIT:
+                request = json.loads(str(message.content.config_records["request"]["json"]))
+                self._visits[name] = _Visit(request, message.metadata.dst_node_id, now, now)
+        return names
+
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies to these messages that have arrived."""
-        found = self.client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
-        return [
-            self._inflated(message.metadata.message_id, tree)
-            for message, tree in zip(found.messages_list, found.message_object_trees, strict=True)
-        ]
+        waited_for = list(message_ids)
+        questions = {}
+        for name in waited_for:
+            if (visit := self._visits.get(name)) is not None and (question := self._question(visit)) is not None:
+                questions[question] = visit
+        found = self.client.PullMessages(PullAppMessagesRequest(message_ids=[*waited_for, *questions]))
+        replies = []
+        for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            reply = self._inflated(message.metadata.message_id, tree)
+            if (visit := questions.get(message.metadata.reply_to_message_id)) is not None:
+                self._tell(visit, reply)
+            else:
+                self._visits.pop(message.metadata.reply_to_message_id, None)
+                replies.append(reply)
+        return replies
+
+    def _question(self, visit: _Visit) -> str | None:
+        """The name of the open question for a visit's progress, asked now if it is time."""
+        now = time.monotonic()
+        if visit.question is None and now - visit.asked > max(_ASK_SECONDS, _ASK_SHARE * (now - visit.began)):
+            request = ConfigRecord({"json": json.dumps({**visit.request, "args": {}})})
+            message = Message(RecordDict({"request": request}), visit.node, PROGRESS, ttl=_ANSWER_SECONDS)
+            (visit.question,) = super().push_messages([message])
+            visit.asked = now
+        return visit.question
+
+    def _tell(self, visit: _Visit, reply: Message) -> None:
+        visit.question = None
+        if reply.has_error():
+            visit.asked = float("inf")  # its site does not say, or is not there
+            return
+        metrics = reply.content.get("metrics")
+        if isinstance(metrics, MetricRecord) and "step" in metrics and "steps" in metrics:
+            loss = metrics.get("loss")
+            step, steps = (int(str(metrics[name])) for name in ("step", "steps"))
+            site, stop = str(visit.request["site"]), int(str(visit.request["stop"]))
+            self._listener.stepped(stop, site, step, steps, loss if isinstance(loss, float) else None)
 
     def _inflated(self, identity: str, tree: ObjectTree) -> Message:
         pull = make_pull_object_fn_protobuf(self.client.PullObject, self.node, self.run.run_id)
@@ -46,4 +116,6 @@ class FlowerGrid(HttpGrid):
         if not isinstance(message, Message):
             raise TypeError(f"A node sent a {type(message).__name__} for a message.")
         message.metadata.__dict__["_message_id"] = identity
+        if message.has_content():
+            message.content = unpacked(message.content)
         return message

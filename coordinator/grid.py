@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -28,6 +28,8 @@ from node.phantoms import check_phantom
 from node.policy import Policy
 from node.settings import SiteSettings
 from protos.refusals import Refusal
+
+SimulatedSite: TypeAlias = SiteSettings
 
 COORDINATOR = 1  # Flower's own number for the SuperLink's side
 

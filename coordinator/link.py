@@ -5,16 +5,19 @@ run that is resumed gets a new one. It needs a bundle (FAB); this one describes 
 run what their sites installed.
 """
 
+import fcntl
+import io
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import httpx
-from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SubStatus
 from flwr.common.serde import fab_to_proto, run_from_proto
 from flwr.proto.control_pb2 import (
@@ -33,6 +36,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExec
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
+from coordinator.events import Listener
 from coordinator.flower_grid import FlowerGrid
 from coordinator.superlink import NoSuperLink, SuperLinkConfig
 
@@ -40,21 +44,18 @@ _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _ACQUIRE_SECONDS = 30.0
 _KEY_KNOWN = 23  # Flower's number for a public key that is registered already
 
-_BUNDLE = {
-    "pyproject.toml": b"""[project]
+_DESCRIPTION = """[project]
 name = "locum"
 version = "1.0.0"
 description = "Locum's apps, as installed where they run; this bundle holds no code."
 
 [tool.flwr.app]
 publisher = "locum"
-fab-format-version = 1
 
 [tool.flwr.app.components]
 serverapp = "coordinator.server:app"
 clientapp = "node.app:app"
 """
-}
 
 
 @dataclass(frozen=True)
@@ -98,23 +99,45 @@ class Link:
         """Every registered node."""
         found = self._client.ListNodes(ListNodesRequest()).nodes_info
         return [
-            NodeEntry(node.node_id, node.name, node.status == "online", _last_seen(node.online_until, node.status))
+            NodeEntry(node.node_id, node.name, node.status == "online", _last_seen(node.online_until))
             for node in found
             if node.status != "unregistered"
         ]
 
     @contextmanager
-    def run(self) -> Iterator[FlowerGrid]:
-        """A run of Flower's while the block lasts, and the grid that reaches the nodes in it."""
-        content, _ = build_fab_from_files(_BUNDLE)
-        fab = fab_to_proto(Fab("", content, {}))
-        number = self._client.StartRun(StartRunRequest(fab=fab)).run_id
-        runtime = _Task(self._config, self._authority, number)
+    def run(self, listener: Listener) -> Iterator[FlowerGrid]:
+        """A run of Flower's while the block lasts, and the grid that reaches the nodes in it.
+
+        What happens at the nodes meanwhile is told to `listener`.
+        """
+        fab = fab_to_proto(Fab("", _bundle(), {}))
+        with _one_at_a_time(self._config.folder):  # or another process could take this run's task
+            number = self._client.StartRun(StartRunRequest(fab=fab)).run_id
+            token = self._acquire(number)
         try:
-            with runtime as grid:
+            with _Task(FlowerGrid(self._config.address, self._authority, token, listener)) as grid:
                 yield grid
         finally:
             self._end(number)
+
+    def _acquire(self, number: int) -> str:
+        """The token of the run's ServerApp task; tasks of runs that nobody conducts any more are passed over."""
+        secret = SuperExecAuthHttpInterceptor(
+            master_secret=self._config.secret.read_bytes(), protected_methods=frozenset({_ACQUIRE})
+        )
+        with RuntimeHttpClient.from_server_address(
+            self._config.address,
+            insecure=False,
+            root_certificates=self._authority,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec"), secret],
+        ) as client:
+            end = time.monotonic() + _ACQUIRE_SECONDS
+            while time.monotonic() < end:
+                found = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
+                if found.HasField("task") and found.task.run_id == number:
+                    return str(found.token)
+                time.sleep(0.05)
+        raise NoSuperLink("The SuperLink did not hand out the run that was begun; see its log.")
 
     def _end(self, number: int) -> None:
         with suppress(httpx.HTTPError):  # it has ended, or the SuperLink has
@@ -134,12 +157,10 @@ class Link:
 class _Task:
     """The ServerApp's task of a run, taken by this process, which conducts the run itself."""
 
-    def __init__(self, config: SuperLinkConfig, authority: bytes, run: int) -> None:
-        self._config, self._authority, self._run = config, authority, run
+    def __init__(self, grid: FlowerGrid) -> None:
+        self._grid = grid
 
     def __enter__(self) -> FlowerGrid:
-        token = self._acquire()
-        self._grid = FlowerGrid(self._config.address, self._authority, token)
         client = self._grid.client
         self._heart = HeartbeatSender(make_task_heartbeat_fn_http(client))
         self._heart.start()
@@ -156,26 +177,23 @@ class _Task:
         self._heart.stop()
         self._grid.close()
 
-    def _acquire(self) -> str:
-        secret = SuperExecAuthHttpInterceptor(
-            master_secret=self._config.secret.read_bytes(), protected_methods=frozenset({_ACQUIRE})
-        )
-        with RuntimeHttpClient.from_server_address(
-            self._config.address,
-            insecure=False,
-            root_certificates=self._authority,
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec"), secret],
-        ) as client:
-            end = time.monotonic() + _ACQUIRE_SECONDS
-            while time.monotonic() < end:
-                found = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
-                if found.HasField("task") and found.task.run_id == self._run:
-                    return str(found.token)
-                time.sleep(0.05)
-        raise NoSuperLink("The SuperLink did not hand out the run that was begun; see its log.")
+
+def _bundle() -> bytes:
+    """A bundle of a description alone, the same bytes every time, since Flower keeps each that it has not seen."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("pyproject.toml"), _DESCRIPTION)
+    return content.getvalue()
 
 
-def _last_seen(online_until: float, status: str) -> datetime | None:
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    with (folder / "begin.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _last_seen(online_until: float) -> datetime | None:
     if not online_until:
         return None
     return min(datetime.fromtimestamp(online_until, UTC), datetime.now(UTC))

@@ -15,8 +15,9 @@ from typing import Any
 from flwr.app import Context, RecordDict
 
 from coordinator import server
+from coordinator.engine import Deployed, Engine, InProcess
 from coordinator.events import Listener
-from coordinator.grid import InProcessGrid, policies, simulated_sites
+from coordinator.grid import policies, simulated_sites
 from coordinator.home import Home, alone
 from coordinator.scenario import Scenario, ScenarioError
 from coordinator.store import SETTLED, Run
@@ -106,13 +107,16 @@ def found_device(device: str) -> str:
     return device
 
 
-def carry_out(run: str, home: Home, *, device: str, listener: Listener) -> None:
-    """Begin or go on with a run, in this process; its status and results are in the store afterwards.
+def carry_out(run: str, home: Home, *, device: str, listener: Listener, engine: Engine | None = None) -> None:
+    """Begin or go on with a run, conducted by this process; its status and results are in the store afterwards.
+
+    Its nodes are in this process too, unless `engine` says otherwise.
 
     Raises coordinator.conductor.VisitFailed, ScenarioError, RunBusy or coordinator.store.UnknownRun.
     """
     row = home.store().run(run)
     scenario = Scenario.model_validate(row.scenario)
+    engine = engine or InProcess()
     every = {site.name for site in (*scenario.sites, *scenario.unseen)}
     open_sites = {site for stop in row.stops if stop.status not in SETTLED for site in (*stop.sites, *stop.rehearsing)}
     may_be_gone = every - open_sites if row.stops else ()  # a run that goes on can do without the others
@@ -122,13 +126,36 @@ def carry_out(run: str, home: Home, *, device: str, listener: Listener) -> None:
         node_id=1,
         node_config={},
         state=RecordDict(),
-        run_config={"run": run, "home": str(home.folder), "database": home.database, "in-flight": 1},
+        run_config={
+            "run": run,
+            "home": str(home.folder),
+            "database": home.database,
+            "in-flight": engine.in_flight,
+        },
     )
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its line per round would tear the progress bars
     with alone(home, run), _nodes_logging_to(home.nodes_log), server.listening(listener):
         if open_sites or not row.stops:
             _note_policies(run, home, policies(scenario, home.folder))
-        server.app(InProcessGrid(sites, listener), context)
+        with engine.connected(sites, listener) as grid:
+            server.app(grid, context)
+
+
+@contextmanager
+def engine_for(name: str, run: str, home: Home, device: str) -> Iterator[Engine]:
+    """The engine `in-process` or `flower`; for the latter, a SuperLink and the run's nodes while the block lasts.
+
+    Raises coordinator.superlink.NoSuperLink when these do not come up.
+    """
+    if name == "in-process":
+        yield InProcess()
+        return
+    from coordinator.deployment import local_deployment
+
+    row = home.store().run(run)
+    sites = simulated_sites(Scenario.model_validate(row.scenario), Path(row.data or "."), home.folder, device)
+    with local_deployment(sites, home.folder / "flower") as config:
+        yield Deployed(config)
 
 
 def _note_policies(run: str, home: Home, now: dict[str, dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 
 from protos.refusals import Refusal, RefusalCode
 
-_ALLOWED = frozenset({"pyproject.toml", ".info/CONTENT"})  # the description, and Flower's own list of files
+_ALLOWED = frozenset({"pyproject.toml", ".info/CONTENT"})  # the description, and the list of files of Flower's builder
 _LARGEST = 64 * 2**10
 
 _bundle: ContextVar[bytes | None] = ContextVar("bundle", default=None)

@@ -47,6 +47,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from node.objects import Objects
+from protos.packing import packed, unpacked
 
 _log = logging.getLogger("locum.node.fleet")
 
@@ -259,6 +260,8 @@ def assemble(tree: bytes, objects: Objects) -> Message:
     if not isinstance(message, Message):
         raise TypeError(f"The coordinator sent a {type(message).__name__} for a message.")
     message.metadata.__dict__["_message_id"] = root.object_id
+    if message.has_content():
+        message.content = unpacked(message.content)
     TaskIdentity.task_id, TaskIdentity.run_id = 1, message.metadata.run_id
     TaskIdentity.node_id = message.metadata.dst_node_id
     return message
@@ -266,6 +269,8 @@ def assemble(tree: bytes, objects: Objects) -> Message:
 
 def take_apart(reply: Message, objects: Objects) -> tuple[bytes, bytes]:
     """Keep a reply's objects; returns the reply without its content and its object tree, both serialised."""
+    if reply.has_content():
+        reply.content = packed(reply.content)
     reply.metadata.__dict__["_message_id"] = reply.object_id
     with no_object_id_recompute():
         content = message_to_proto(remove_content_from_message(reply)).SerializeToString()

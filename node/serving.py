@@ -140,11 +140,15 @@ class _Service:
     def _work(self, arrived: Arrived, bundle: bytes) -> None:
         """Have a forked process answer a message, and hand in its answer."""
         try:
+            began = time.monotonic()
             answer = self._workers.answer(arrived, bundle, lambda: self._goes_on(arrived.run))
             if answer is None:
                 _log.info("The run ended at the coordinator, and with it the work on its %s.", arrived.kind)
                 return
+            done = time.monotonic()
             self._hand_in(arrived.run, answer)
+            handed = time.monotonic()
+            _log.info("%s: worked %.1f s, handed in within %.1f s.", arrived.kind, done - began, handed - done)
             self._objects.trim(part for one in list(self._open.values()) for part in one.parts)
         except Ended:
             _log.info("The run ended at the coordinator before the reply to its %s arrived.", arrived.kind)

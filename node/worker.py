@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,14 @@ from node.objects import Objects
 from node.progress_store import noted_at
 from node.settings import SiteSettings
 from protos.refusals import Refusal, RefusalCode
+from strategies.registry import STRATEGIES, strategy_class
 
 _LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 
 
 def main() -> None:
     """Fork when told to, until the node's process is gone."""
+    _import_the_rest()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the node's process decides
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forked
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
@@ -55,6 +58,15 @@ def main() -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _carry_out(socket.socket(fileno=handles[0]))
         os.close(handles[0])
+
+
+def _import_the_rest() -> None:
+    """What is otherwise imported when it is first needed, which here would be by every forked process anew."""
+    import_module("torch._dynamo")  # two seconds: every optimizer wants it
+    for module in ("node.data.layouts", "node.phantoms", "PIL.Image", "nibabel", "scipy.ndimage"):
+        import_module(module)
+    for name in STRATEGIES:
+        strategy_class(name)
 
 
 def _carry_out(job: socket.socket) -> None:
