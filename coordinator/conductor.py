@@ -16,9 +16,10 @@ from sqlalchemy import func, select, update
 from coordinator.assignment import Assignment
 from coordinator.averaging import average
 from coordinator.events import Listener
-from coordinator.exchange import Answer, Exchange, Question, SiteFailure, Traffic, bytes_by_kind, count_traffic
-from coordinator.scenario import Scenario
+from coordinator.exchange import AWAY, Answer, Exchange, Question, SiteFailure, Traffic, bytes_by_kind, count_traffic
+from coordinator.scenario import Scenario, SkipInstead
 from coordinator.scoring import Scoring
+from coordinator.skipping import mark_skipped
 from coordinator.store import SETTLED, Run, ScoreRow, StopRow, Store
 from coordinator.vault import Vault
 from protos.handover import Handover, HandoverSchema, Kind
@@ -27,20 +28,30 @@ from strategies.gathering import Ask, Gathering, Reply, Stop
 
 
 class VisitFailed(Exception):
-    """A stop could not be made; the run waits for `resume` or `skip`. One sentence."""
+    """A stop could not be made; the run waits for `resume` or `skip`. One sentence.
+
+    `site`, `code` and `sentence` are those of the failure behind it.
+    """
+
+    def __init__(self, text: str, failure: SiteFailure) -> None:
+        super().__init__(text)
+        self.site, self.code, self.sentence = failure.site, failure.code, failure.sentence
 
 
 class Conductor:
     """One run being carried out through a grid."""
 
     def __init__(
-        self, store: Store, vault: Vault, grid: Grid, run: str, *, listener: Listener, in_flight: int = 8
+        self, store: Store, vault: Vault, grid: Grid, run: str, *, listener: Listener, in_flight: int, away: bool
     ) -> None:
+        """`away`: nodes may be away for a while, and are then waited for as the scenario says."""
         with store.transaction() as session:
             scenario = Scenario.model_validate(session.get_one(Run, run).scenario)
-        self._assignment = Assignment(
-            run, scenario, store=store, vault=vault, exchange=Exchange(grid, in_flight), listener=listener
+        self._patience = scenario.patience_with
+        exchange = Exchange(
+            grid, in_flight, (lambda site: self._patience(site).seconds) if away else None, listener.waiting
         )
+        self._assignment = Assignment(run, scenario, store=store, vault=vault, exchange=exchange, listener=listener)
         self._scoring = Scoring(self._assignment)
         self._store, self._vault, self._run, self._listener = store, vault, run, listener
         self._plan, self._strategy = self._assignment.plan, self._assignment.strategy
@@ -49,8 +60,15 @@ class Conductor:
     def conduct(self) -> str:
         """Make every stop that is not done, score every cell that is missing; return the run's status.
 
-        Raises VisitFailed when a site refuses or fails; everything before is committed.
+        Raises VisitFailed when a site refuses, fails or is away for too long; everything before is committed.
         """
+        try:
+            return self._conduct()
+        except VisitFailed:
+            self._listener.run_ended(self._run, "failed")
+            raise
+
+    def _conduct(self) -> str:
         stops = self._strategy.itinerary()
         if self._status() == "done":
             self._listener.run_began(self._run, len(stops), len(stops))
@@ -66,8 +84,8 @@ class Conductor:
         samples = self._describe(open_stops, fresh=len(open_stops) == len(stops))
         for stop in stops:
             if stop in open_stops:
-                self._make(stop, samples)
-            if status[stop.index] != "skipped":
+                self._make_or_skip(stop, samples)
+            if self._status_of(stop) != "skipped":
                 self._scoring.score(stop)
         final = self._verdict()
         self._set_status(final)
@@ -117,18 +135,35 @@ class Conductor:
             needed = ("train", self._plan.scored) if answer.site in visited else (self._plan.scored,)
             found = _short_of_cases(answer, needed)
             if isinstance(found, SiteFailure):
+                skips = isinstance(self._patience(found.site).then, SkipInstead)
+                if found.code == AWAY and skips and found.site not in dealt:
+                    continue  # its own stop may find it back
                 if fresh or found.site in visited or (answer is found and found.site in rehearsing):
                     raise self._failed(None, found)
             else:
                 samples[found.site] = int(found.metrics.get("samples", 0))
         return samples
 
+    def _make_or_skip(self, stop: Stop, samples: Mapping[str, int]) -> None:
+        """Make the stop, or go on without it when its site is away for too long and the scenario says so."""
+        try:
+            self._make(stop, samples)
+        except VisitFailed as failed:
+            then = self._patience(stop.sites[0]).then
+            if failed.code != AWAY or failed.site != stop.sites[0] or not isinstance(then, SkipInstead):
+                raise
+            with self._store.transaction() as session:
+                mark_skipped(session, self._run, stop.index, by=then.skip, why=f"{failed.site}: {failed.sentence}")
+                session.get_one(Run, self._run).status = "running"
+            self._listener.skipped(stop.index, stop.sites, then.skip)
+
     def _make(self, stop: Stop, samples: Mapping[str, int]) -> None:
         began = time.monotonic()
         with self._store.transaction() as session:
             row = session.get_one(StopRow, (self._run, stop.index))
             row.status, row.error = "running", None
-            if row.samples != (dealt := {site: samples[site] for site in stop.sites}):
+            stop = replace(stop, rehearsing=tuple(row.rehearsing))  # fewer, if a stop before it was skipped
+            if row.samples != (dealt := {site: samples.get(site, 0) for site in stop.sites}):
                 # rounds that were dealt out among other samples cannot go on: the stop begins anew
                 row.samples, row.rounds_done, row.rounds_state = dealt, 0, None
             rounds_done, state, traffic = row.rounds_done, row.rounds_state, dict(row.traffic)
@@ -225,6 +260,10 @@ class Conductor:
 
     # The run
 
+    def _status_of(self, stop: Stop) -> str:
+        with self._store.transaction() as session:
+            return session.get_one(StopRow, (self._run, stop.index)).status
+
     def _failed(self, stop: Stop | None, failure: SiteFailure) -> VisitFailed:
         with self._store.transaction() as session:
             if stop is not None:
@@ -233,9 +272,8 @@ class Conductor:
                 row.error = {"site": failure.site, "code": failure.code, "sentence": failure.sentence}
             session.get_one(Run, self._run).status = "failed"
             self._assignment.count_time(session)
-        self._listener.run_ended(self._run, "failed")
         where = "" if stop is None else f" at stop {stop.index}"
-        return VisitFailed(f"Run {self._run} failed{where}: {failure}")
+        return VisitFailed(f"Run {self._run} failed{where}: {failure}", failure)
 
     def _verdict(self) -> str:
         """`done` when every stop was made as planned and every cell that can exist scored, else `incomplete`."""

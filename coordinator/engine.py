@@ -16,6 +16,7 @@ class Engine(Protocol):
     """Reaches the nodes of a run's sites."""
 
     in_flight: int  # requests that are sent ahead of the reply that is waited for
+    away: bool  # whether a node may be away for a while
 
     def connected(self, sites: Sequence[SimulatedSite], listener: Listener) -> AbstractContextManager[Grid]:
         """A grid that reaches these sites' nodes while the block lasts; what happens at them is told to `listener`."""
@@ -25,6 +26,7 @@ class InProcess:
     """Every node in this process, called directly."""
 
     in_flight = 1
+    away = False
 
     @contextmanager
     def connected(self, sites: Sequence[SimulatedSite], listener: Listener) -> Iterator[Grid]:
@@ -36,6 +38,7 @@ class Deployed:
     """Nodes that are processes of their own, here or elsewhere, through the SuperLink at `config`."""
 
     in_flight = 8
+    away = True
 
     def __init__(self, config: SuperLinkConfig) -> None:
         self._config = config

@@ -18,6 +18,12 @@ class Listener:
     def stepped(self, stop: int, site: str, step: int, steps: int, loss: float | None) -> None:
         """A step within a visit, or a round within a stop of many rounds."""
 
+    def waiting(self, site: str, seconds: float) -> None:
+        """A site is away and waited for, so many seconds at most."""
+
+    def skipped(self, stop: int, sites: tuple[str, ...], by: str) -> None:
+        """A stop is gone on without, in the name of a person, since its site was away for too long."""
+
     def stop_ended(self, stop: int, sites: tuple[str, ...], seconds: float) -> None:
         """A stop is committed."""
 

@@ -2,17 +2,26 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Message, MetricRecord
 from flwr.serverapp import Grid
 
 from protos.handover import Handover, HandoverSchema, Kind, MalformedHandover, check_manifest
-from protos.messages import MalformedMessage, Request, pack_request, read_handover, read_manifest
+from protos.messages import PROGRESS, MalformedMessage, Request, pack_request, read_handover, read_manifest
 from protos.refusals import RefusalCode, explain
 
+LONGEST_SECONDS = 30 * 24 * 3600.0  # for a site to answer; Flower's own 12 hours are shorter than some training
 POLL_SECONDS = 0.05
+PATIENT_POLL_SECONDS = 0.5  # in a deployment, where every look costs the SuperLink some milliseconds
+BACK_SECONDS = 2.0  # between two looks whether a node that was away is back
+HEARD_SECONDS = 60.0  # as long as a node may be taken to be there after its last answer
+PING_SECONDS = 30.0  # for a node to answer that it is there
+
+# Flower's codes for a node that is not there, or was not long enough, and Locum's own for one that never was
+AWAY = "AWAY"  # a site's code when it was waited for in vain
+_ABSENT = frozenset({"NO_NODE", "FLOWER_3", "FLOWER_5", "FLOWER_8"})
 
 # site -> "sent" (to the site) or "received" (from it) -> kind -> bytes
 Traffic = dict[str, dict[str, dict[str, int]]]
@@ -51,13 +60,24 @@ class Exchange:
     """The sites that a grid reaches, by name.
 
     `in_flight` requests are sent ahead of the reply that is waited for, so that sites work side by side while memory
-    stays bounded however many sites there are.
+    stays bounded however many sites there are. `patience` is how many seconds a site may be away before that is a
+    failure: None where a node cannot come back, since it is in this process. `waiting` is told of every site that is
+    waited for, and for how long at most.
     """
 
-    def __init__(self, grid: Grid, in_flight: int) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        in_flight: int,
+        patience: Callable[[str], float] | None = None,
+        waiting: Callable[[str, float], None] = lambda site, seconds: None,
+    ) -> None:
         self._grid = grid
         self._in_flight = in_flight
-        self._nodes = {node.name: node.node_id for node in grid.get_nodes()}
+        self._patience, self._waiting = patience, waiting
+        self._nodes = self._present()
+        self._heard: dict[str, float] = {}
+        self._given_up: set[str] = set()  # sites that were waited for once, and in vain
 
     def ask(self, questions: Iterable[Question]) -> Iterator[Answer | SiteFailure]:
         """Send the questions and yield what comes back, in their order; failures are yielded, not raised."""
@@ -72,11 +92,15 @@ class Exchange:
                 else:
                     waiting.append((question, self._send(question)))
             if waiting:
-                question, sent = waiting.popleft()
-                yield sent if isinstance(sent, SiteFailure) else self._receive(question, sent)
+                yield self._awaited(*waiting.popleft())
 
     def _send(self, question: Question) -> str | SiteFailure:
         site = question.request.site
+        if self._patience is not None:
+            self._nodes = self._present()
+            heard = time.monotonic() - self._heard.get(site, -HEARD_SECONDS) < HEARD_SECONDS
+            if question.handover is not None and not heard and not self._answers(question.request):
+                self._nodes.pop(site, None)  # before megabytes are sent to nobody
         if site not in self._nodes:
             return SiteFailure(site, "NO_NODE", "no node of that name is connected; start it and resume the run.")
         message = Message(
@@ -84,15 +108,62 @@ class Exchange:
             dst_node_id=self._nodes[site],
             message_type=question.message_type,
             group_id=str(question.request.stop),
+            ttl=LONGEST_SECONDS,
         )
         (identity,) = self._grid.push_messages([message])
         return identity
 
+    def _awaited(self, question: Question, sent: str | SiteFailure) -> Answer | SiteFailure:
+        """What comes back, as often as the question has to be asked because its site was away."""
+        site = question.request.site
+        while True:
+            answer = sent if isinstance(sent, SiteFailure) else self._receive(question, sent)
+            if self._patience is None or not isinstance(answer, SiteFailure) or answer.code not in _ABSENT:
+                self._heard[site] = time.monotonic()
+                return answer
+            seconds = 0.0 if site in self._given_up else self._patience(site)
+            self._waiting(site, seconds)
+            if not self._comes_back(question, seconds):
+                self._given_up.add(site)
+                sentence = f"it was away for more than {_in_words(seconds)}; resume the run when it is back."
+                return SiteFailure(site, AWAY, sentence)
+            sent = self._send(question)
+
     def _receive(self, question: Question, identity: str) -> Answer | SiteFailure:
+        pause = POLL_SECONDS
         while True:
             for reply in self._grid.pull_messages([identity]):
                 return _read(question, reply)
+            time.sleep(pause)
+            if self._patience is not None:
+                pause = min(pause * 1.2, PATIENT_POLL_SECONDS)
+
+    def _present(self) -> dict[str, int]:
+        return {node.name: node.node_id for node in self._grid.get_nodes()}
+
+    def _comes_back(self, question: Question, seconds: float) -> bool:
+        """Whether the site's node is there within so many seconds: listed, and answering."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._nodes = self._present()
+            if self._answers(question.request):
+                return True
+            time.sleep(min(BACK_SECONDS, max(0.0, end - time.monotonic())))
+        return False
+
+    def _answers(self, request: Request) -> bool:
+        """Whether the node answers, with a refusal if need be; a dead one is still listed for a minute."""
+        if request.site not in self._nodes:
+            return False
+        content = pack_request(request.model_copy(update={"args": {}}))
+        ping = Message(content, dst_node_id=self._nodes[request.site], message_type=PROGRESS, ttl=PING_SECONDS)
+        (identity,) = self._grid.push_messages([ping])
+        end = time.monotonic() + PING_SECONDS
+        while time.monotonic() < end:
+            for reply in self._grid.pull_messages([identity]):
+                return not (reply.has_error() and f"FLOWER_{reply.error.code}" in _ABSENT)
             time.sleep(POLL_SECONDS)
+        return False
 
 
 def _read(question: Question, reply: Message) -> Answer | SiteFailure:
@@ -138,3 +209,10 @@ def count_traffic(traffic: Traffic, answer: Answer, sent: Mapping[str, int]) -> 
     for direction, sizes in (("sent", sent), ("received", bytes_by_kind(answer.handover))):
         for kind, size in sizes.items():
             site[direction][kind] = site[direction].get(kind, 0) + size
+
+
+def _in_words(seconds: float) -> str:
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:g} {name}"
+    return f"{seconds:g} s"

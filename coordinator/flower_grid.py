@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
@@ -23,24 +25,31 @@ from protos.packing import packed, unpacked
 
 _FIRST_WAIT = 0.01  # for an object that its sender is still handing in
 _ASK_SECONDS, _ASK_SHARE = 2.0, 0.05  # how far a visit is: asked so often, and less often the longer it lasts
+_IDLE_ANSWERS = 2  # in a row: one may have crossed the visit's own reply
 _ANSWER_SECONDS = 60.0  # after which a question for progress is worth nothing
 
 
 @dataclass
 class _Visit:
-    """A visit under way: what was asked of whom, and the question for its progress that is open."""
+    """A visit under way: what was asked of whom, and the question for its progress that is open.
+
+    `idle` counts the answers in a row by which the node works on nothing of this run.
+    """
 
     request: dict[str, object]
-    node: int
+    message: Message  # without its content
     began: float
     asked: float
     question: str | None = None
+    idle: int = 0
 
 
 class FlowerGrid(HttpGrid):
     """The nodes of one of Flower's runs, whose ServerApp's token this process holds.
 
-    While the reply to a visit is waited for, its node is asked now and then how far it is, and `listener` told.
+    While the reply to a visit is waited for, its node is asked now and then how far it is, and `listener` told. A node
+    that is there but has forgotten the visit, since the process that worked on it died, is as good as away: the grid
+    answers for it, as the SuperLink would for a node that stays away.
     """
 
     def __init__(self, address: str, authority: bytes, token: str, listener: Listener) -> None:
@@ -63,7 +72,7 @@ class FlowerGrid(HttpGrid):
         for message, name in zip(messages, names, strict=True):
             if message.metadata.message_type == VISIT:
                 request = json.loads(str(message.content.config_records["request"]["json"]))
-                self._visits[name] = _Visit(request, message.metadata.dst_node_id, now, now)
+                self._visits[name] = _Visit(request, remove_content_from_message(message), now, now)
         return names
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -82,6 +91,11 @@ class FlowerGrid(HttpGrid):
             else:
                 self._visits.pop(message.metadata.reply_to_message_id, None)
                 replies.append(reply)
+        for name in waited_for:
+            if (visit := self._visits.get(name)) is not None and visit.idle >= _IDLE_ANSWERS:
+                del self._visits[name]
+                reason = "The node came back without the message."
+                replies.append(Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=visit.message))
         return replies
 
     def _question(self, visit: _Visit) -> str | None:
@@ -89,7 +103,8 @@ class FlowerGrid(HttpGrid):
         now = time.monotonic()
         if visit.question is None and now - visit.asked > max(_ASK_SECONDS, _ASK_SHARE * (now - visit.began)):
             request = ConfigRecord({"json": json.dumps({**visit.request, "args": {}})})
-            message = Message(RecordDict({"request": request}), visit.node, PROGRESS, ttl=_ANSWER_SECONDS)
+            to = visit.message.metadata.dst_node_id
+            message = Message(RecordDict({"request": request}), to, PROGRESS, ttl=_ANSWER_SECONDS)
             (visit.question,) = super().push_messages([message])
             visit.asked = now
         return visit.question
@@ -97,9 +112,12 @@ class FlowerGrid(HttpGrid):
     def _tell(self, visit: _Visit, reply: Message) -> None:
         visit.question = None
         if reply.has_error():
-            visit.asked = float("inf")  # its site does not say, or is not there
+            absent = reply.error.code == ErrorCode.NODE_UNAVAILABLE  # it may come back, and without the visit
+            visit.asked = visit.asked if absent else float("inf")  # its site does not say
             return
         metrics = reply.content.get("metrics")
+        if isinstance(metrics, MetricRecord):
+            visit.idle = visit.idle + 1 if metrics.get("working") == 0 else 0
         if isinstance(metrics, MetricRecord) and "step" in metrics and "steps" in metrics:
             loss = metrics.get("loss")
             step, steps = (int(str(metrics[name])) for name in ("step", "steps"))

@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -95,6 +96,19 @@ class Live(Listener):
             self._line_due = time.monotonic() + LINE_SECONDS
             self._say(f"stop {stop}{f' at {site}' if site else ''}: step {step} of {steps}{note and f', {note}'}")
 
+    def waiting(self, site: str, seconds: float) -> None:
+        """Say that a site is away."""
+        self._wait_for(f"waiting for {site}", f"waiting for {site}")
+        self._say(f"site {site} is away; waiting {_long(seconds)}")
+
+    def skipped(self, stop: int, sites: tuple[str, ...], by: str) -> None:
+        """Say that a stop is gone on without."""
+        self._wait = None
+        if self._visit is not None:
+            self._bars.remove_task(self._visit)
+            self._visit = None
+        self._say(f"stop {stop} at {_where(sites)}: skipped in the name of {by}; the run will be incomplete")
+
     def stop_ended(self, stop: int, sites: tuple[str, ...], seconds: float) -> None:
         """Close the visit's bar."""
         self._wait = None
@@ -138,6 +152,10 @@ class Live(Listener):
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _long(seconds: float) -> str:
+    return "until it is back" if seconds == float("inf") else f"for at most {timedelta(seconds=round(seconds))}"
 
 
 def _where(sites: tuple[str, ...]) -> str:

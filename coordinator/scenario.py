@@ -1,5 +1,6 @@
 """The scenario: the YAML file that says what to run. Every fault is one sentence: file, key, remedy."""
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from coordinator.wording import sentences
 from protos import strict_yaml
@@ -32,6 +33,34 @@ class ScenarioError(ValueError):
     """A scenario that cannot be used; every line of the text is one sentence with file, key and remedy."""
 
 
+def _seconds(value: Any) -> Any:
+    """`90 s`, `30 min`, `2 h` or `1 d` in seconds; what is written otherwise is left for the validation to refuse."""
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    return float(match[1]) * _UNITS[match[2]] if match else value
+
+
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})\s*")
+
+
+class SkipInstead(Record):
+    """Go on without the site, in the name of a person who answers for it."""
+
+    skip: Annotated[str, Field(min_length=1, max_length=80)]
+
+
+class Patience(Record):
+    """What becomes of a stop whose site is away: how long it is waited for, and what then."""
+
+    wait: Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)] = 1800.0  # seconds
+    then: Literal["fail", "wait"] | SkipInstead = "fail"  # wait: for as long as it takes
+
+    @property
+    def seconds(self) -> float:
+        """How long a site may be away."""
+        return float("inf") if self.then == "wait" else self.wait
+
+
 class SiteEntry(Record):
     """One hospital of the simulation: a folder of images, or a phantom."""
 
@@ -39,6 +68,7 @@ class SiteEntry(Record):
     path: Path | None = None  # relative to the data folder; default: the site's name
     labels: dict[int, str] | None = None  # value in the label files -> class; default: values are class numbers
     phantom: PhantomSite | None = None
+    patience: Patience | None = None  # default: the scenario's
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -105,6 +135,7 @@ class Scenario(Record):
     training: Training = Training()
     split: Split = Split()
     scored: Scored = "test"
+    patience: Patience = Patience()  # with sites that are away; those of a simulation never are
     seed: Seed = 0
     study: Study = Study()
 
@@ -160,6 +191,13 @@ class Scenario(Record):
                 return tuple(names[place] for place in places)
             case explicit:
                 return tuple(explicit)
+
+    def patience_with(self, site: str) -> Patience:
+        """What becomes of a stop at this site while it is away."""
+        return next(
+            (entry.patience for entry in (*self.sites, *self.unseen) if entry.name == site and entry.patience),
+            self.patience,
+        )
 
     def plan(self) -> Plan:
         """What every node is told."""

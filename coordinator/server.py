@@ -41,6 +41,7 @@ def main(grid: Grid, context: Context) -> None:
         grid,
         str(config["run"]),
         listener=_listener.get(),
-        in_flight=int(config.get("in-flight", 8)),
+        in_flight=int(config["in-flight"]),
+        away=bool(config["away"]),
     )
     conductor.conduct()

@@ -131,6 +131,7 @@ def carry_out(run: str, home: Home, *, device: str, listener: Listener, engine: 
             "home": str(home.folder),
             "database": home.database,
             "in-flight": engine.in_flight,
+            "away": engine.away,
         },
     )
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its line per round would tear the progress bars

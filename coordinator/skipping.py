@@ -16,11 +16,17 @@ class NotSkippable(Exception):
 
 def skip(run: str, stop: int, home: Home, *, by: str, why: str) -> None:
     """Write down that a named person skips a stop; `resume` goes on without it. Raises NotSkippable, RunBusy."""
-    with _open_stop(run, stop, home, by, why) as (session, row):
-        row.status, row.skipped_by, row.skipped_why, row.rounds_state = "skipped", by, why, None
-        # its sites keep no case, or not surely, and may be gone
-        for later in _stops_from(session, run, stop + 1):
-            later.rehearsing = [site for site in later.rehearsing if site not in row.sites]
+    with _open_stop(run, stop, home, by, why) as (session, _):
+        mark_skipped(session, run, stop, by=by, why=why)
+
+
+def mark_skipped(session: Session, run: str, stop: int, *, by: str, why: str) -> None:
+    """Write down, within a transaction, that an unfinished stop is skipped."""
+    row = session.get_one(StopRow, (run, stop))
+    row.status, row.skipped_by, row.skipped_why, row.rounds_state = "skipped", by, why, None
+    # its sites keep no case, or not surely, and may be gone
+    for later in _stops_from(session, run, stop + 1):
+        later.rehearsing = [site for site in later.rehearsing if site not in row.sites]
 
 
 def skip_rehearsal(run: str, stop: int, site: str, home: Home, *, by: str, why: str) -> None:

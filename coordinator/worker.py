@@ -65,6 +65,14 @@ class _Reporter(Listener):
         note = "" if loss is None else f", loss {loss:.3f}"
         self._tell(f"{self._where}, step {step} of {steps}{note}", step / steps)
 
+    def waiting(self, site: str, seconds: float) -> None:
+        """A site is away."""
+        self._tell(f"waiting for {site}, which is away")
+
+    def skipped(self, stop: int, sites: tuple[str, ...], by: str) -> None:
+        """A stop is gone on without."""
+        self.send(said=f"stop {stop} is skipped in the name of {by}; the run will be incomplete")
+
     def stop_ended(self, stop: int, sites: tuple[str, ...], seconds: float) -> None:
         """A stop is committed."""
         self._done += 1

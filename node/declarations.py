@@ -19,7 +19,12 @@ from strategies.strategy import Strategy, UnknownParameter
 DESCRIPTION = MappingProxyType({part: Bound(0, 1e7) for part in ("train", "val", "test", "samples")})
 # A finite loss says little, and a wild one is a fact about training: no image fits into it.
 STANDING = MappingProxyType(
-    {"step": Bound(0, 2**32, whole=True), "steps": Bound(0, 2**32, whole=True), "loss": Bound(-1e6, 1e6)}
+    {
+        "working": Bound(0, 1, whole=True),
+        "step": Bound(0, 2**32, whole=True),
+        "steps": Bound(0, 2**32, whole=True),
+        "loss": Bound(-1e6, 1e6),
+    }
 )
 DESCRIBE_ARGS = MappingProxyType({"samples": Bound(0, 1, whole=True)})
 

@@ -90,9 +90,14 @@ class Arrived:
         return str(self.message.metadata.message_type)
 
     @property
+    def question(self) -> str:
+        """The name of its content: what is asked a second time has the same."""
+        return str(self.tree.children[0].object_id)
+
+    @property
     def parts(self) -> list[str]:
         """The names of all its objects."""
-        return [str(tree.object_id) for tree in iterate_object_tree(self.tree)]
+        return [str(part.object_id) for part in iterate_object_tree(self.tree)]
 
 
 class Fleet:
@@ -190,7 +195,7 @@ class Fleet:
                 node=self._node, run_id=run, object_id=identity, object_content=content, session_id=session
             )
             if not self._call(self._client.PushObject, request).stored:
-                raise Ended
+                raise Unreachable("The coordinator no longer waits for the rest of a reply; it is announced anew.")
 
     def close(self) -> None:
         """Sign off, so that the SuperLink knows at once; calls after this are not allowed."""
@@ -265,6 +270,11 @@ def assemble(tree: bytes, objects: Objects) -> Message:
     TaskIdentity.task_id, TaskIdentity.run_id = 1, message.metadata.run_id
     TaskIdentity.node_id = message.metadata.dst_node_id
     return message
+
+
+def names_in(tree: bytes) -> list[str]:
+    """The names of all objects of a serialised object tree."""
+    return [str(part.object_id) for part in iterate_object_tree(ObjectTree.FromString(tree))]
 
 
 def take_apart(reply: Message, objects: Objects) -> tuple[bytes, bytes]:

@@ -4,7 +4,9 @@ Written by the process that does the work, read by others. What leaves of it pas
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from node.database import Base, open_database
 from node.progress import Step
+
+_at_work: ContextVar[bool] = ContextVar("at_work", default=True)
 
 NOTE_SECONDS = 1.0  # between two notes
 
@@ -55,11 +59,25 @@ def noted_at(home: Path, durable: bool) -> Callable[[Step], None]:
     return note
 
 
+@contextmanager
+def at_work(whether: bool) -> Iterator[None]:
+    """Inside the block the node works on something of the message's run, or does not."""
+    token = _at_work.set(whether)
+    try:
+        yield
+    finally:
+        _at_work.reset(token)
+
+
 def standing(engine: Engine, run: str, stop: int) -> dict[str, int | float]:
-    """`step`, `steps` and, where there is one, `loss` of the run's visit at that stop; empty before the first step."""
+    """`working` (1 or 0) and, of the run's visit at that stop, `step`, `steps` and `loss` as far as they are known.
+
+    A coordinator whose visit is not being worked on, because the node's process died with it, asks for it again.
+    """
+    working: dict[str, int | float] = {"working": int(_at_work.get())}
     with engine.connect() as connection:
         found = connection.execute(select(Standing).where(Standing.run == run, Standing.stop == stop)).first()
     if found is None:
-        return {}
+        return working
     loss = {} if found.loss is None else {"loss": found.loss}
-    return {"step": found.step, "steps": found.steps, **loss}
+    return {**working, "step": found.step, "steps": found.steps, **loss}

@@ -10,24 +10,45 @@ import fcntl
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from node.files import replace_file
-from node.fleet import Arrived, Ended, Fleet, NotAdmitted, Unreachable
+from node.fleet import Arrived, Ended, Fleet, NotAdmitted, Unreachable, names_in
 from node.keys import make_key, read_key
 from node.objects import Damaged, Objects
+from node.replies import Replies
 from node.service_config import ConfigError, ServiceConfig
 from node.workers import Answer, Workers
-from protos.messages import PROGRESS
+from protos.messages import PROGRESS, VISIT
 
 _log = logging.getLogger("locum.node.serving")
 
-LIVELY_SECONDS = 60.0  # after a message, while the next one is looked for often
-LIVELY_PAUSE, IDLE_PAUSE = 0.05, 2.0
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 2.0  # between two looks for a message
 RETRY_SECONDS = 5.0
+
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class _Store:
+    """What the node keeps on its disk of the messages that came and went."""
+
+    objects: Objects
+    replies: Replies
+
+    @classmethod
+    def of(cls, config: ServiceConfig) -> "_Store":
+        return cls(Objects(config.home / "objects", config.keep), Replies(config.home / "replies", config.home))
+
+    def prepare(self) -> None:
+        self.objects.prepare()
+        self.replies.prepare()
 
 
 class NodeBusy(Exception):
@@ -39,20 +60,20 @@ def serve(config: ServiceConfig, stop: threading.Event) -> None:
     public = make_key(config.key_file)
     if not config.authority.is_file():
         raise ConfigError(f"authority: there is no file {config.authority}; ask the coordinator's operator for ca.crt.")
-    objects = Objects(config.home / "objects", config.keep)
-    with _alone(config.home), Workers(config, objects) as workers:
-        objects.prepare()
+    store = _Store.of(config)
+    with _alone(config.home), Workers(config, store.objects) as workers:
+        store.prepare()
         _log.info("Site %s, key %s.", config.site, public)
         while not stop.is_set():
             with Fleet(config.coordinator, config.authority, read_key(config.key_file)) as fleet:
                 if not _sign_on(fleet, config.home / "node-id", stop):
                     return
-                _Service(config, fleet, workers, objects, stop).run()
+                _Service(fleet, workers, store, stop).run()
 
 
 def _sign_on(fleet: Fleet, remembered: Path, stop: threading.Event) -> bool:
     """Sign on, however long it takes; each reason why not is told once. False when the service is to end instead."""
-    told = ""
+    told, pause = "", RETRY_SECONDS / 10
     while not stop.is_set():
         try:
             former = int(remembered.read_text()) if remembered.exists() else None
@@ -61,7 +82,8 @@ def _sign_on(fleet: Fleet, remembered: Path, stop: threading.Event) -> bool:
             if str(error) != told:
                 _log.warning("%s Trying again every %d s.", error, RETRY_SECONDS)
                 told = str(error)
-            stop.wait(RETRY_SECONDS)
+            stop.wait(pause)
+            pause = min(pause * 1.5, RETRY_SECONDS)
             continue
         replace_file(remembered, str(number).encode())
         _log.info("Signed on as node %d.", number)
@@ -72,34 +94,32 @@ def _sign_on(fleet: Fleet, remembered: Path, stop: threading.Event) -> bool:
 class _Service:
     """One stay in the fleet, from signing on until the connection is lost for good or the service is stopped."""
 
-    def __init__(
-        self, config: ServiceConfig, fleet: Fleet, workers: Workers, objects: Objects, stop: threading.Event
-    ) -> None:
-        self._config, self._fleet, self._workers, self._objects = config, fleet, workers, objects
+    def __init__(self, fleet: Fleet, workers: Workers, store: _Store, stop: threading.Event) -> None:
+        self._fleet, self._workers = fleet, workers
+        self._objects, self._replies = store.objects, store.replies
         self._stop = stop
         self._bundles: dict[int, bytes] = {}
-        self._worker = ThreadPoolExecutor(1, "work")
+        self._work = ThreadPoolExecutor(1, "work")
         self._answers = ThreadPoolExecutor(1, "progress")
         self._open: dict[Future[None], Arrived] = {}
 
     def run(self) -> None:
-        lively = time.monotonic()
+        last = time.monotonic()
         try:
             while not (self._stop.is_set() or self._fleet.lost):
                 arrived = self._fetch()
+                self._open = {future: one for future, one in self._open.items() if not future.done()}
                 if arrived is not None:
-                    lively = time.monotonic()
+                    last = time.monotonic()
                     self._take(arrived)
                     continue
-                self._open = {future: one for future, one in self._open.items() if not future.done()}
-                if self._open:
-                    lively = time.monotonic()
-                else:
+                if not self._open:
                     self._workers.rest()
-                self._stop.wait(LIVELY_PAUSE if time.monotonic() - lively < LIVELY_SECONDS else IDLE_PAUSE)
+                # the next message often follows soon; every look costs the coordinator some milliseconds
+                self._stop.wait(min(max((time.monotonic() - last) / 20, SHORTEST_PAUSE), LONGEST_PAUSE))
         finally:
             self._workers.stop()
-            self._worker.shutdown(cancel_futures=True)
+            self._work.shutdown(cancel_futures=True)
             self._answers.shutdown(cancel_futures=True)
 
     def _fetch(self) -> Arrived | None:
@@ -115,55 +135,78 @@ class _Service:
         try:
             self._pull(arrived)
             if arrived.run not in self._bundles:
-                self._bundles = {arrived.run: self._fleet.app_of(arrived.run)}
-        except (Ended, Damaged, Unreachable) as error:
-            _log.warning("Message %s was not received: %s", arrived.kind, error or "its run is over.")
+                self._bundles = {arrived.run: self._persistently(lambda: self._fleet.app_of(arrived.run))}
+        except Ended:
+            _log.info("The run of a %s ended before all of it had arrived.", arrived.kind)
             return
-        pool = self._answers if arrived.kind == PROGRESS else self._worker
-        self._open[pool.submit(self._work, arrived, self._bundles[arrived.run])] = arrived
+        except Damaged as error:
+            _log.error("A %s is left unanswered: %s", arrived.kind, error)
+            return
+        bundle = self._bundles[arrived.run]
+        if arrived.kind == PROGRESS:
+            at_work = any(one.run == arrived.run and one.kind != PROGRESS for one in self._open.values())
+            future = self._answers.submit(self._answer, arrived, bundle, at_work)
+        else:
+            future = self._work.submit(self._answer, arrived, bundle, True)
+        self._open[future] = arrived
 
     def _pull(self, arrived: Arrived) -> None:
-        parts = arrived.parts
-        for identity in parts:
-            pause = 0.01
+        for identity in arrived.parts:
+            pause = SHORTEST_PAUSE
             while not self._objects.holds(identity):
-                content = self._fleet.pull(arrived.run, identity)
+                content = self._persistently(partial(self._fleet.pull, arrived.run, identity))
                 if content is not None:
                     self._objects.put(identity, content)
                     break
-                self._stop.wait(pause)
+                self._stop.wait(pause)  # the sender is still handing it in
                 pause = min(pause * 2, 1.0)
-                if self._stop.is_set():
-                    raise Ended
-        self._fleet.confirm(arrived)
+        self._persistently(lambda: self._fleet.confirm(arrived))
 
-    def _work(self, arrived: Arrived, bundle: bytes) -> None:
+    def _answer(self, arrived: Arrived, bundle: bytes, at_work: bool) -> None:
         """Have a forked process answer a message, and hand in its answer."""
         try:
+            kept = self._replies.find(arrived.question) if arrived.kind == VISIT else None
             began = time.monotonic()
-            answer = self._workers.answer(arrived, bundle, lambda: self._goes_on(arrived.run))
+            answer = self._workers.answer(
+                arrived,
+                bundle,
+                lambda: self._goes_on(arrived.run),
+                at_work=at_work,
+                given=kept.tree if kept is not None and all(map(self._objects.holds, kept.parts)) else "",
+            )
             if answer is None:
                 _log.info("The run ended at the coordinator, and with it the work on its %s.", arrived.kind)
                 return
+            if arrived.kind == VISIT and not answer.failed:
+                self._replies.keep(arrived.question, answer.tree, names_in(answer.tree))
             done = time.monotonic()
-            self._hand_in(arrived.run, answer)
+            self._persistently(lambda: self._hand_in(arrived.run, answer))
             handed = time.monotonic()
-            _log.info("%s: worked %.1f s, handed in within %.1f s.", arrived.kind, done - began, handed - done)
-            self._objects.trim(part for one in list(self._open.values()) for part in one.parts)
+            if arrived.kind != PROGRESS:
+                _log.info("%s: worked %.1f s, handed in within %.1f s.", arrived.kind, done - began, handed - done)
+            needed = (part for one in list(self._open.values()) for part in one.parts)
+            self._objects.trim({*needed, *self._replies.parts()})
         except Ended:
             _log.info("The run ended at the coordinator before the reply to its %s arrived.", arrived.kind)
         except Exception:
             _log.exception("A %s could not be answered.", arrived.kind)
 
     def _hand_in(self, run: int, answer: Answer) -> None:
-        while not self._stop.is_set():
+        wanted, session = self._fleet.announce(answer.reply, answer.tree, answer.seconds)
+        self._fleet.push(run, session, ((identity, self._objects.get(identity)) for identity in wanted))
+
+    def _persistently(self, call: Callable[[], _Found]) -> _Found:
+        """Call until the coordinator answers; raises Ended when the run, or this service, is over."""
+        told = ""
+        while not self._stop.is_set() and not self._fleet.lost:
             try:
-                wanted, session = self._fleet.announce(answer.reply, answer.tree, answer.seconds)
-                self._fleet.push(run, session, ((identity, self._objects.get(identity)) for identity in wanted))
-                return
-            except Unreachable as error:
-                _log.warning("%s", error)
+                return call()
+            except (Unreachable, NotAdmitted) as error:
+                if str(error) != told:
+                    _log.warning("%s", error)
+                    told = str(error)
                 self._stop.wait(RETRY_SECONDS)
+        raise Ended
 
     def _goes_on(self, run: int) -> bool:
         try:

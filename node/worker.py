@@ -22,15 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 
-from node import bundle, progress
+from node import bundle, progress, progress_store
 from node.app import app
 from node.fleet import assemble, take_apart
 from node.frames import receive_frame, send_frame
 from node.guard import report_failure
 from node.objects import Objects
-from node.progress_store import noted_at
 from node.settings import SiteSettings
 from protos.refusals import Refusal, RefusalCode
 from strategies.registry import STRATEGIES, strategy_class
@@ -92,6 +91,7 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
     objects = Objects(Path(order["objects"]), 0)
     settings = _on_a_device(SiteSettings.model_validate_json(order["site"]))
     began = time.monotonic()
+    given = assemble(bytes.fromhex(order["given"]), objects).content if order["given"] else None
     message = assemble(base64.b64decode(order["tree"]), objects)
     context = Context(
         run_id=message.metadata.run_id,
@@ -102,16 +102,21 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
     )
     if order["died"]:
         reply = report_failure(message, context, Refusal(RefusalCode.DIED, order["died"]))
+    elif given is not None:
+        reply = Message(given, reply_to=message)
     else:
-        note = noted_at(settings.home, settings.durable)
-        with bundle.brought(base64.b64decode(order["bundle"])), progress.listener(note):
+        note = progress_store.noted_at(settings.home, settings.durable)
+        carried = bundle.brought(base64.b64decode(order["bundle"]))
+        with carried, progress.listener(note), progress_store.at_work(order["at_work"]):
             reply = app(message, context)
+    failed = reply.has_error()
     del message
     content, tree = take_apart(reply, objects)
     return {
         "reply": base64.b64encode(content).decode(),
         "tree": base64.b64encode(tree).decode(),
         "seconds": time.monotonic() - began,
+        "failed": failed,
     }
 
 

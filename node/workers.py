@@ -30,6 +30,7 @@ class Answer:
     reply: bytes
     tree: bytes
     seconds: float
+    failed: bool  # an error, be it a refusal or a fault
 
 
 class Workers:
@@ -44,12 +45,18 @@ class Workers:
         self._used = time.monotonic()
         self._stops = 0
 
-    def answer(self, arrived: Arrived, bundle: bytes, goes_on: Callable[[], bool]) -> Answer | None:
+    def answer(
+        self, arrived: Arrived, bundle: bytes, goes_on: Callable[[], bool], *, at_work: bool, given: str = ""
+    ) -> Answer | None:
         """Have a process of its own answer a message whose objects are here; None if its run or this object was ended.
 
-        `goes_on` is asked now and then. A process that is killed is answered for by another, which says so.
+        `goes_on` is asked now and then. A process that is killed is answered for by another, which says so. `at_work`
+        is what a question for progress is told besides: whether the node works on something of the run. With the tree
+        of a reply that was `given` before, that is given again and nothing is done.
         """
         order = {
+            "at_work": at_work,
+            "given": given,
             "tree": base64.b64encode(arrived.tree.SerializeToString()).decode(),
             "bundle": base64.b64encode(bundle).decode(),
             "objects": str(self._objects.folder),
@@ -61,7 +68,8 @@ class Workers:
             if ended or self._stops != stops:
                 return None
             if found is not None:
-                return Answer(base64.b64decode(found["reply"]), base64.b64decode(found["tree"]), found["seconds"])
+                reply, tree = base64.b64decode(found["reply"]), base64.b64decode(found["tree"])
+                return Answer(reply, tree, found["seconds"], found["failed"])
             _log.error("%s", _KILLED)
         return None
 

@@ -1,0 +1,65 @@
+"""Replies to visits that were let out, kept for a while: a coordinator that lost one and asks again gets the same.
+
+So a visit is made once, and stands once in the ledger as having left, whatever dies between the node's work and the
+coordinator's commit. What the question was is told by the SHA-256 of its content; a reply is not given again once the
+site's policy has changed, since it would not be the guard of today that let it out.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from node.files import clear_leftovers, replace_file
+
+POLICY = "policy.yaml"  # as in node/policy.py, which imports PyTorch
+
+MOST = 8  # the newest so many
+
+
+@dataclass(frozen=True)
+class KeptReply:
+    """The object tree of a reply, serialised, as hexadecimal digits, and the names of all its objects."""
+
+    tree: str
+    parts: list[str]
+    policy: str  # digest of the site's policy when it was let out
+
+
+class Replies:
+    """Files below `folder`, one per question."""
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        self._folder, self._policy = folder, home / POLICY
+
+    def prepare(self) -> None:
+        """Make the folder and clear what a process that died left half written; nobody may be writing now."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        clear_leftovers(self._folder)
+
+    def keep(self, question: str, tree: bytes, parts: list[str]) -> None:
+        """Keep the reply to a question, and of older ones only so many."""
+        reply = KeptReply(tree.hex(), parts, self._policy_digest())
+        replace_file(self._folder / question, json.dumps(asdict(reply)).encode())
+        by_age = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        for path in by_age[:-MOST]:
+            path.unlink(missing_ok=True)
+
+    def find(self, question: str) -> KeptReply | None:
+        """The reply that was given to the same question under the same policy, if it is still here."""
+        try:
+            reply = KeptReply(**json.loads((self._folder / question).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+        return reply if reply.policy == self._policy_digest() else None
+
+    def parts(self) -> set[str]:
+        """The objects that kept replies are made of."""
+        found = (self.find(path.name) for path in self._folder.iterdir())
+        return {part for reply in found if reply is not None for part in reply.parts}
+
+    def _policy_digest(self) -> str:
+        try:
+            return hashlib.sha256(self._policy.read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return ""
