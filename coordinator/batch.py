@@ -56,7 +56,8 @@ def given(context: typer.Context) -> list[str]:
     return options
 
 
-def _how_to_go_on(runs: Sequence[str], options: Sequence[str]) -> str:
+def how_to_go_on(runs: Sequence[str], options: Sequence[str]) -> str:
+    """The command that goes on with runs, as the beginning of a sentence."""
     return f"`{shlex.join(['locum', 'resume', *runs, *options])}` goes on"
 
 
@@ -91,14 +92,14 @@ def carry_out_all(runs: Sequence[str], home: "Home", devices: Mapping[str, str],
                     carry_out(run, home, device=devices[run], listener=live)
                 left.remove(run)
             except KeyboardInterrupt:
-                complain(f"interrupted; {_how_to_go_on(left, options)} where it stopped.")
+                complain(f"interrupted; {how_to_go_on(left, options)} where it stopped.")
                 raise typer.Exit(INTERRUPTED) from None
             except Exception as error:
                 if exit_status(error) != FAILED:
                     raise
                 complain(*told(error))
                 if not of_one_run(error):
-                    complain(f"when that is mended, {_how_to_go_on(left, options)} where it stopped.")
+                    complain(f"when that is mended, {how_to_go_on(left, options)} where it stopped.")
                     raise typer.Exit(FAILED) from None
     return left
 
@@ -130,7 +131,7 @@ def conclude(
     else:
         print_conclusion(summaries, paths)
     if failed:
-        complain(f"when that is mended, {_how_to_go_on(failed, options)} where it stopped.")
+        complain(f"when that is mended, {how_to_go_on(failed, options)} where it stopped.")
         raise typer.Exit(FAILED)
     if not all(summary.complete for summary in summaries):
         raise typer.Exit(INCOMPLETE)

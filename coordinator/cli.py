@@ -17,6 +17,7 @@ from coordinator.batch import (
     complain,
     conclude,
     given,
+    how_to_go_on,
     print_json,
     summary_of,
     write_comparison,
@@ -63,6 +64,7 @@ PoolOption = Annotated[
     Literal["orders", "none"] | None,
     typer.Option("--pool", help="Whether runs of different orders share a row; default: in a paper's table they do."),
 ]
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="So many runs at once, in a process each.")]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="PyTorch device of the simulated nodes: auto, cpu, cuda, ...")
 ]
@@ -80,6 +82,7 @@ def simulate(
     home: HomeOption = Path(".locum"),
     database: DatabaseOption = None,
     device: DeviceOption = "auto",
+    workers: WorkersOption = 1,
     as_json: JsonOption = False,
     report: Annotated[bool, typer.Option(help="Write a report for every run.")] = True,
 ) -> None:
@@ -100,14 +103,20 @@ def simulate(
     device = found_device(device)
     place = _home(home, database)
     names = begin_all(list(loaded.runs()), place, data, command_of(database), source=source, device=device)
-    failed = carry_out_all(names, place, dict.fromkeys(names, device), given(context))
+    if workers == 1 or len(names) == 1:
+        failed = carry_out_all(names, place, dict.fromkeys(names, device), given(context))
+    else:
+        from coordinator.study import carry_out_side_by_side
+
+        how = how_to_go_on(names, given(context))
+        failed = carry_out_side_by_side(names, place, device, workers=workers, of=len(names), how=how)
     conclude(names, place, failed, given(context), as_json=as_json, report=report)
 
 
 @app.command()
 def study(
     scenario: Annotated[Path, typer.Argument(help="Scenario file (YAML) with a study block.")],
-    workers: Annotated[int, typer.Option("--workers", min=1, help="So many runs at once, in a process each.")] = 1,
+    workers: WorkersOption = 1,
     data: DataOption = None,
     overrides: SetOption = None,
     home: HomeOption = Path(".locum"),
