@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 .PHONY: demo test check format storm bench clean
 
 demo: $(STAMP)
-	$(BIN)/locum simulate
+	$(BIN)/locum simulate --workers 2
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile

@@ -56,7 +56,8 @@ def given(context: typer.Context) -> list[str]:
     return options
 
 
-def _how_to_go_on(runs: Sequence[str], options: Sequence[str]) -> str:
+def how_to_go_on(runs: Sequence[str], options: Sequence[str]) -> str:
+    """The command that goes on with runs, as the beginning of a sentence."""
     return f"`{shlex.join(['locum', 'resume', *runs, *options])}` goes on"
 
 
@@ -80,28 +81,30 @@ def carry_out_all(
 ) -> list[str]:
     """Carry out runs one after another; return those that failed, none of which keeps the others from their turn.
 
-    Whatever ends all of them is told here, with how to go on with those that are left, and ends the command.
+    Whatever ends all of them is told here, with how to go on with those that are left, and ends the command. With the
+    engine `flower` the nodes of the first run's sites are started and serve all of them.
     """
     from coordinator.live import Live
     from coordinator.simulate import carry_out, engine_for
 
     left = list(runs)
-    for run in runs:
-        with naming_the_log(home):
-            try:
-                with engine_for(engine, run, home, devices[run]) as reached, Live() as live:
-                    carry_out(run, home, device=devices[run], listener=live, engine=reached)
-                left.remove(run)
-            except KeyboardInterrupt:
-                complain(f"interrupted; {_how_to_go_on(left, options)} where it stopped.")
-                raise typer.Exit(INTERRUPTED) from None
-            except Exception as error:
-                if exit_status(error) != FAILED:
-                    raise
-                complain(*told(error))
-                if not of_one_run(error):
-                    complain(f"when that is mended, {_how_to_go_on(left, options)} where it stopped.")
-                    raise typer.Exit(FAILED) from None
+    with engine_for(engine, runs[0], home, devices[runs[0]]) as reached:
+        for run in runs:
+            with naming_the_log(home):
+                try:
+                    with Live() as live:
+                        carry_out(run, home, device=devices[run], listener=live, engine=reached)
+                    left.remove(run)
+                except KeyboardInterrupt:
+                    complain(f"interrupted; {how_to_go_on(left, options)} where it stopped.")
+                    raise typer.Exit(INTERRUPTED) from None
+                except Exception as error:
+                    if exit_status(error) != FAILED:
+                        raise
+                    complain(*told(error))
+                    if not of_one_run(error):
+                        complain(f"when that is mended, {how_to_go_on(left, options)} where it stopped.")
+                        raise typer.Exit(FAILED) from None
     return left
 
 
@@ -132,7 +135,7 @@ def conclude(
     else:
         print_conclusion(summaries, paths)
     if failed:
-        complain(f"when that is mended, {_how_to_go_on(failed, options)} where it stopped.")
+        complain(f"when that is mended, {how_to_go_on(failed, options)} where it stopped.")
         raise typer.Exit(FAILED)
     if not all(summary.complete for summary in summaries):
         raise typer.Exit(INCOMPLETE)

@@ -17,6 +17,7 @@ from coordinator.batch import (
     complain,
     conclude,
     given,
+    how_to_go_on,
     print_json,
     summary_of,
     write_comparison,
@@ -63,6 +64,7 @@ PoolOption = Annotated[
     Literal["orders", "none"] | None,
     typer.Option("--pool", help="Whether runs of different orders share a row; default: in a paper's table they do."),
 ]
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="So many runs at once, in a process each.")]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="PyTorch device of the simulated nodes: auto, cpu, cuda, ...")
 ]
@@ -84,13 +86,16 @@ def simulate(
     home: HomeOption = Path(".locum"),
     database: DatabaseOption = None,
     device: DeviceOption = "auto",
+    workers: WorkersOption = 1,
     engine: EngineOption = "in-process",
     as_json: JsonOption = False,
     report: Annotated[bool, typer.Option(help="Write a report for every run.")] = True,
 ) -> None:
     """Run a scenario on this machine: the model visits every site in turn, every site scores it after every visit."""
-    from coordinator.scenario import load_scenario, parse_scenario
+    from coordinator.scenario import ScenarioError, load_scenario, parse_scenario
 
+    if engine == "flower" and workers > 1:
+        raise ScenarioError("--workers: behind Flower's SuperLink runs follow one another here; leave out one option.")
     if scenario is None:
         source = "demo"
         path = Path(__file__).parent / "demo.yaml"
@@ -105,14 +110,20 @@ def simulate(
     device = found_device(device)
     place = _home(home, database)
     names = begin_all(list(loaded.runs()), place, data, command_of(database), source=source, device=device)
-    failed = carry_out_all(names, place, dict.fromkeys(names, device), given(context), engine)
+    if workers == 1 or len(names) == 1:
+        failed = carry_out_all(names, place, dict.fromkeys(names, device), given(context), engine)
+    else:
+        from coordinator.study import carry_out_side_by_side
+
+        how = how_to_go_on(names, given(context))
+        failed = carry_out_side_by_side(names, place, device, workers=workers, of=len(names), how=how)
     conclude(names, place, failed, given(context), as_json=as_json, report=report)
 
 
 @app.command()
 def study(
     scenario: Annotated[Path, typer.Argument(help="Scenario file (YAML) with a study block.")],
-    workers: Annotated[int, typer.Option("--workers", min=1, help="So many runs at once, in a process each.")] = 1,
+    workers: WorkersOption = 1,
     data: DataOption = None,
     overrides: SetOption = None,
     home: HomeOption = Path(".locum"),

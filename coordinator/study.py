@@ -18,19 +18,32 @@ def carry_out(runs: StudyRuns, home: Home, device: str, workers: int, command: s
     """Carry out a study's runs that are not done, at most `workers` at once; return those that failed."""
     status = {name: home.store().run(name).status for name in runs.names}
     left = [name for name in runs.names if status[name] != "done"]
+    said = []
+    if runs.asked > len(runs.names):
+        said.append(f"{runs.asked} runs are asked for; equal ones are one, which leaves {len(runs.names)}")
+    if runs.taken_up:
+        there, done = len(runs.taken_up), len(runs.taken_up.difference(left))
+        said.append(f"in the home already: {there} of {len(runs.names)} runs, {done} of them done")
+    how = f"`{command}` goes on"
+    return carry_out_side_by_side(left, home, device, workers=workers, of=len(runs.names), how=how, said=said)
+
+
+def carry_out_side_by_side(
+    left: Sequence[str], home: Home, device: str, *, workers: int, of: int, how: str, said: Sequence[str] = ()
+) -> list[str]:
+    """Carry out the runs that are left of `of` runs, at most `workers` at once; return those that failed.
+
+    `said` is told first; `how` to go on is told when a person interrupts, which ends the command.
+    """
     with naming_the_log(home):
         try:
-            with Overview(len(runs.names), len(runs.names) - len(left)) as overview:
-                if runs.asked > len(runs.names):
-                    overview.say(f"{runs.asked} runs are asked for; equal ones are one, which leaves {len(runs.names)}")
-                if runs.taken_up:
-                    there, done = len(runs.taken_up), len(runs.taken_up.difference(left))
-                    overview.say(f"in the home already: {there} of {len(runs.names)} runs, {done} of them done")
-                failed = carry_out_at_once(left, home, device, workers, overview)
+            with Overview(of, of - len(left)) as overview:
+                for sentence in said:
+                    overview.say(sentence)
+                return carry_out_at_once(left, home, device, workers, overview)
         except KeyboardInterrupt:
-            complain(f"interrupted; `{command}` goes on where it stopped.")
+            complain(f"interrupted; {how} where it stopped.")
             raise typer.Exit(INTERRUPTED) from None
-    return failed
 
 
 def compare_and_exit(

@@ -1,17 +1,25 @@
 """Both engines, one contract: the same scenario comes to the same bits, scores, ledgers and refusals."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
 import pytest
+from sqlalchemy import select
 
 from coordinator.conductor import VisitFailed
+from coordinator.engine import Engine
 from coordinator.simulate import carry_out, engine_for
+from node.database import open_database
+from node.progress_store import Standing
+from protos.messages import PROGRESS, VISIT
 from tests.conftest import Desk, Recorder, outcome
 
-ENGINES = ("in-process", "flower")
+SITES = ("north", "east", "south")
 STRATEGIES = (
     "finetune",
     "{name: ewc, strength: 10}",
@@ -20,72 +28,87 @@ STRATEGIES = (
 )
 
 
-def carried_out(desk: Desk, engine: str, *overrides: str) -> str:
-    run = desk.begin(*overrides)
-    with engine_for(engine, run, desk.home, "cpu") as reached:
-        carry_out(run, desk.home, device="cpu", listener=Recorder(), engine=reached)
-    return run
+@dataclass(frozen=True)
+class Deployment:
+    """Nodes of the tiny hospitals as processes of their own, which serve every test of this module."""
+
+    desk: Desk
+    engine: Engine
+
+    def carry_out(self, run: str, on: Callable[[tuple[Any, ...]], None] = lambda event: None) -> Recorder:
+        recorder = Recorder(on=on)
+        carry_out(run, self.desk.home, device="cpu", listener=recorder, engine=self.engine)
+        return recorder
 
 
-def crossings(desk: Desk, site: str) -> list[Any]:
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    desk = Desk(tmp_path_factory.mktemp("deployed"))
+    with engine_for("flower", desk.begin(), desk.home, "cpu") as engine:
+        yield Deployment(desk, engine)
+
+
+def crossings(desk: Desk, site: str, run: str) -> list[Any]:
+    """What crossed for the run, but for questions of progress, which the clock decides on."""
     return [
-        (entry.direction, entry.message_type, entry.verdict, entry.stop, entry.kind_bytes, entry.metrics)
+        (entry.direction, entry.message_type, entry.verdict, entry.stop, entry.round, entry.kind_bytes, entry.metrics)
         for entry in desk.ledger(site).entries()
-        if entry.message_type != "query.progress"
+        if entry.run == run and entry.message_type != PROGRESS
     ]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_same_bits_scores_and_ledgers(strategy: str, tmp_path: Path) -> None:
-    found = {}
-    for engine in ENGINES:
-        desk = Desk(tmp_path / engine)
-        run = carried_out(desk, engine, f"strategy={strategy}")
-        found[engine] = (outcome(desk.row(run)), {site: crossings(desk, site) for site in ("north", "east", "south")})
-        assert all(desk.ledger(site).verify() == [] for site in ("north", "east", "south", "island"))
-    assert found["in-process"] == found["flower"]
+def test_same_bits_scores_and_ledgers(strategy: str, deployed: Deployment, desk: Desk) -> None:
+    plain = desk.simulate(f"strategy={strategy}")
+    run = deployed.desk.begin(f"strategy={strategy}")
+    deployed.carry_out(run)
+    assert outcome(deployed.desk.row(run)) == outcome(desk.row(plain))
+    for site in (*SITES, "island"):
+        assert crossings(deployed.desk, site, run) == crossings(desk, site, plain)
+        assert deployed.desk.ledger(site).verify() == []
+
+
+# When things die
 
 
 SLOW = ("training.steps=400", "training.checkpoint_every=20")  # long enough to be killed in the middle
 
 
-def killing(home: Path, site: str, pattern: str, at: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], None]:
-    """Kills the site's process of that name when the event comes, once."""
-    done = []
-
-    def on(event: tuple[Any, ...]) -> None:
-        if event[: len(at)] == at and not done:
-            done.append(event)
-            kill(home / "nodes" / site, pattern)
-
-    return on
-
-
-def kill(home: Path, pattern: str) -> None:
-    """SIGKILL to the node's processes whose command holds the pattern."""
+def kill_in_the_visit(home: Path, run: str, pattern: str) -> None:
+    """SIGKILL to those processes of a node whose command holds the pattern, once a visit is under way there."""
+    engine = open_database(home)
+    while True:
+        with engine.connect() as connection:
+            if connection.execute(select(Standing.step).where(Standing.run == run, Standing.stop == 1)).first():
+                break
+        time.sleep(0.01)
     lock = str(home / "node.lock")
     serving = next(
         process
         for process in psutil.process_iter(["cmdline"])
         if "serve" in (process.info["cmdline"] or ()) and lock in {file.path for file in process.open_files()}
     )
-    for process in [serving, *serving.children(recursive=True)]:
+    for process in [*serving.children(recursive=True), serving]:
         if pattern in " ".join(process.cmdline()):
             process.kill()
 
 
-def test_a_killed_worker_is_told_and_the_run_goes_on(tmp_path: Path) -> None:
-    plain = Desk(tmp_path / "plain")
-    undisturbed = outcome(plain.row(plain.simulate(*SLOW)))
-    desk = Desk(tmp_path / "killed")
-    run = desk.begin(*SLOW)
-    on = killing(desk.home.folder, "east", "node.worker", ("stepped", 1))
-    with engine_for("flower", run, desk.home, "cpu") as reached:
-        with pytest.raises(
-            VisitFailed, match=r"^Run \S+ failed at stop 1: Site east: The process .* was killed.* \[DIED\]$"
-        ):
-            carry_out(run, desk.home, device="cpu", listener=Recorder(on=on), engine=reached)
-        carry_out(run, desk.home, device="cpu", listener=Recorder(), engine=reached)
-    assert outcome(desk.row(run)) == undisturbed
-    left = [entry for entry in crossings(desk, "east") if entry[:2] == ("out", "train.visit")]
-    assert [verdict for _, _, verdict, *_ in left] == ["failed", "allowed"]
+def test_a_killed_worker_is_told_and_the_run_goes_on(deployed: Deployment, desk: Desk) -> None:
+    undisturbed = outcome(desk.row(desk.simulate(*SLOW)))
+    run = deployed.desk.begin(*SLOW)
+    east = deployed.desk.home.folder / "nodes" / "east"
+    killer = Thread(target=kill_in_the_visit, args=(east, run, "node.worker"))
+
+    def on(event: tuple[Any, ...]) -> None:
+        if event[:2] == ("stop began", 1):
+            killer.start()
+
+    with pytest.raises(VisitFailed, match=r"^Run \S+ failed at stop 1: Site east: The process .* killed.* \[DIED\]$"):
+        deployed.carry_out(run, on)
+    killer.join()
+    deployed.carry_out(run)
+    assert outcome(deployed.desk.row(run)) == undisturbed
+    left = [
+        verdict for way, sort, verdict, *_ in crossings(deployed.desk, "east", run) if (way, sort) == ("out", VISIT)
+    ]
+    assert left == ["failed", "allowed"]

@@ -206,6 +206,20 @@ def test_a_failed_run_does_not_keep_the_others_from_their_turn(locum: Terminal):
     assert locum("show", failed["run"]).status == 0
 
 
+def test_runs_side_by_side_end_as_one_after_another(locum: Terminal):
+    study = "--set=study={strategies: [finetune, {name: l2, strength: 1.0e+38}, joint]}"
+    sets = (study, "--set=training.lr=1", "--set=training.steps=2")
+    one, two = (
+        locum("simulate", locum.scenario, *sets, "--json", "--no-report", f"--workers={workers}") for workers in (1, 2)
+    )
+    assert (one.status, two.status) == (1, 1)
+    ends = [[(run["weights_sha256"], run["matrix"]) for run in said.document["runs"]] for said in (one, two)]
+    assert ends[0] == ends[1]
+    failed = two.document["runs"][1]
+    assert failed["status"] == "failed"
+    assert printed_command(two) == ["resume", failed["run"], f"--home={locum.desk.home.folder}"]
+
+
 def test_failed_runs_have_a_page_and_tables_too(locum: Terminal):
     said = locum("simulate", locum.scenario, "--set=training.lr=1.0e+30", "--set=training.optimizer=sgd")
     assert said.status == 1
