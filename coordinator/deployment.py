@@ -37,6 +37,7 @@ def local_deployment(sites: Sequence[SimulatedSite], folder: Path) -> Iterator[S
     with ExitStack() as stack:
         stack.enter_context(running(config))
         nodes = {site.name: stack.enter_context(_node(site, config)) for site in sites}
+        stack.callback(lambda: [process.stdin.close() for process in nodes.values() if process.stdin])  # all at once
         with Link(config) as link:
             for site in sites:
                 public = site.home / "node.key.pub"

@@ -17,15 +17,21 @@ import socket
 import sys
 import threading
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+# Some of these are here only so that no forked process imports them anew when it first needs them; every optimizer
+# needs torch._dynamo, which takes two seconds.
+import nibabel  # noqa: F401
+import PIL.Image  # noqa: F401
+import scipy.ndimage  # noqa: F401
 import torch
+import torch._dynamo
 from flwr.app import Context, Message, RecordDict
 
 from node import bundle, progress, progress_store
 from node.app import app
+from node.data import layouts  # noqa: F401
 from node.fleet import assemble, take_apart
 from node.frames import receive_frame, send_frame
 from node.guard import report_failure
@@ -39,7 +45,8 @@ _LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 
 def main() -> None:
     """Fork when told to, until the node's process is gone."""
-    _import_the_rest()
+    for name in STRATEGIES:  # else every forked process would import its strategy anew
+        strategy_class(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the node's process decides
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forked
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)
@@ -49,23 +56,14 @@ def main() -> None:
         try:
             order, handles, _, _ = socket.recv_fds(orders, 1, 1)
         except OSError:
-            return
+            order = b""
         if not order:
-            return
+            os._exit(0)  # taking PyTorch apart would take a second
         if os.fork() == 0:
             orders.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _carry_out(socket.socket(fileno=handles[0]))
         os.close(handles[0])
-
-
-def _import_the_rest() -> None:
-    """What is otherwise imported when it is first needed, which here would be by every forked process anew."""
-    import_module("torch._dynamo")  # two seconds: every optimizer wants it
-    for module in ("node.data.layouts", "node.phantoms", "PIL.Image", "nibabel", "scipy.ndimage"):
-        import_module(module)
-    for name in STRATEGIES:
-        strategy_class(name)
 
 
 def _carry_out(job: socket.socket) -> None:
