@@ -42,7 +42,7 @@ def unpacked(content: RecordDict) -> RecordDict:
         return content
     try:
         arrays = _cut(record, json.loads(str(layout["json"])))
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return content
     others = {name: value for name, value in content.items() if name not in ("handover", _LAYOUT)}
     return RecordDict({**others, "handover": ArrayRecord(arrays)})
