@@ -153,7 +153,13 @@ class Conductor:
             if failed.code != AWAY or failed.site != stop.sites[0] or not isinstance(then, SkipInstead):
                 raise
             with self._store.transaction() as session:
-                mark_skipped(session, self._run, stop.index, by=then.skip, why=f"{failed.site}: {failed.sentence}")
+                mark_skipped(
+                    session,
+                    self._run,
+                    stop.index,
+                    by=then.skip,
+                    why=f"{failed.site}: {failed.sentence.partition(';')[0]}.",
+                )
                 session.get_one(Run, self._run).status = "running"
             self._listener.skipped(stop.index, stop.sites, then.skip)
 

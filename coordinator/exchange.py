@@ -121,11 +121,12 @@ class Exchange:
             if self._patience is None or not isinstance(answer, SiteFailure) or answer.code not in _ABSENT:
                 self._heard[site] = time.monotonic()
                 return answer
-            seconds = 0.0 if site in self._given_up else self._patience(site)
+            patience = self._patience(site)
+            seconds = 0.0 if site in self._given_up else patience
             self._waiting(site, seconds)
             if not self._comes_back(question, seconds):
                 self._given_up.add(site)
-                sentence = f"it was away for more than {_in_words(seconds)}; resume the run when it is back."
+                sentence = f"it was away for more than {_in_words(patience)}; resume the run when it is back."
                 return SiteFailure(site, AWAY, sentence)
             sent = self._send(question)
 
@@ -147,6 +148,7 @@ class Exchange:
         while time.monotonic() < end:
             self._nodes = self._present()
             if self._answers(question.request):
+                self._heard[question.request.site] = time.monotonic()
                 return True
             time.sleep(min(BACK_SECONDS, max(0.0, end - time.monotonic())))
         return False
