@@ -36,7 +36,7 @@ def local_deployment(sites: Sequence[SimulatedSite], folder: Path) -> Iterator[S
         old.unlink()  # who is registered is told anew, and runs do not outlive their process
     with ExitStack() as stack:
         stack.enter_context(running(config))
-        nodes = {site.name: stack.enter_context(_node(site, config)) for site in sites}
+        nodes = {site.name: stack.enter_context(node(site, config)) for site in sites}
         stack.callback(lambda: [process.stdin.close() for process in nodes.values() if process.stdin])  # all at once
         with Link(config) as link:
             for site in sites:
@@ -49,7 +49,7 @@ def local_deployment(sites: Sequence[SimulatedSite], folder: Path) -> Iterator[S
 
 
 @contextmanager
-def _node(site: SimulatedSite, config: SuperLinkConfig) -> Iterator["subprocess.Popen[str]"]:
+def node(site: SimulatedSite, config: SuperLinkConfig) -> Iterator["subprocess.Popen[str]"]:
     """A node's process; its configuration goes in at its standard input, and it ends when that does."""
     fields = site.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     told = {**fields, "site": site.name, "coordinator": config.address, "authority": str(config.keys.authority)}

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -12,8 +13,11 @@ import pytest
 from sqlalchemy import select
 
 from coordinator.conductor import VisitFailed
-from coordinator.engine import Engine
-from coordinator.simulate import carry_out, engine_for
+from coordinator.deployment import local_deployment, node
+from coordinator.engine import Deployed
+from coordinator.grid import SimulatedSite, simulated_sites
+from coordinator.simulate import carry_out
+from coordinator.superlink import SuperLinkConfig
 from node.database import open_database
 from node.progress_store import Standing
 from protos.messages import PROGRESS, VISIT
@@ -33,19 +37,21 @@ class Deployment:
     """Nodes of the tiny hospitals as processes of their own, which serve every test of this module."""
 
     desk: Desk
-    engine: Engine
+    sites: dict[str, SimulatedSite]
+    config: SuperLinkConfig
 
     def carry_out(self, run: str, on: Callable[[tuple[Any, ...]], None] = lambda event: None) -> Recorder:
         recorder = Recorder(on=on)
-        carry_out(run, self.desk.home, device="cpu", listener=recorder, engine=self.engine)
+        carry_out(run, self.desk.home, device="cpu", listener=recorder, engine=Deployed(self.config))
         return recorder
 
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     desk = Desk(tmp_path_factory.mktemp("deployed"))
-    with engine_for("flower", desk.begin(), desk.home, "cpu") as engine:
-        yield Deployment(desk, engine)
+    sites = simulated_sites(desk.scenario(), desk.folder, desk.home.folder, "cpu")
+    with local_deployment(sites, desk.folder / "flower") as config:
+        yield Deployment(desk, {site.name: site for site in sites}, config)
 
 
 def crossings(desk: Desk, site: str, run: str) -> list[Any]:
@@ -71,44 +77,81 @@ def test_same_bits_scores_and_ledgers(strategy: str, deployed: Deployment, desk:
 # When things die
 
 
-SLOW = ("training.steps=400", "training.checkpoint_every=20")  # long enough to be killed in the middle
+SLOW = ("training.steps=1500", "training.checkpoint_every=100")  # long enough to be killed in the middle
 
 
-def kill_in_the_visit(home: Path, run: str, pattern: str) -> None:
-    """SIGKILL to those processes of a node whose command holds the pattern, once a visit is under way there."""
-    engine = open_database(home)
-    while True:
-        with engine.connect() as connection:
-            if connection.execute(select(Standing.step).where(Standing.run == run, Standing.stop == 1)).first():
-                break
-        time.sleep(0.01)
+def under_way(home: Path, run: str) -> bool:
+    """Whether the run's visit at stop 1 has begun at the node."""
+    with open_database(home).connect() as connection:
+        query = select(Standing.step).where(Standing.run == run, Standing.stop == 1)
+        return connection.execute(query).first() is not None
+
+
+def serving(home: Path) -> psutil.Process:
+    """The node's process, of which those that work are children."""
     lock = str(home / "node.lock")
-    serving = next(
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "serve" in (process.info["cmdline"] or ()) and lock in {file.path for file in process.open_files()}
-    )
-    for process in [*serving.children(recursive=True), serving]:
-        if pattern in " ".join(process.cmdline()):
-            process.kill()
+    return next(child for child in psutil.Process().children() if lock in {file.path for file in child.open_files()})
+
+
+def at_stop_1(do: Callable[[], None]) -> tuple[Thread, Callable[[tuple[Any, ...]], None]]:
+    """A thread that does something from when the conductor begins stop 1, and the listener that starts it."""
+    thread = Thread(target=do)
+
+    def on(event: tuple[Any, ...]) -> None:
+        if event[:2] == ("stop began", 1):
+            thread.start()
+
+    return thread, on
+
+
+def left(desk: Desk, site: str, run: str) -> list[str]:
+    """The verdicts on what was to leave the site for its visit."""
+    return [verdict for way, sort, verdict, *_ in crossings(desk, site, run) if (way, sort) == ("out", VISIT)]
 
 
 def test_a_killed_worker_is_told_and_the_run_goes_on(deployed: Deployment, desk: Desk) -> None:
     undisturbed = outcome(desk.row(desk.simulate(*SLOW)))
-    run = deployed.desk.begin(*SLOW)
-    east = deployed.desk.home.folder / "nodes" / "east"
-    killer = Thread(target=kill_in_the_visit, args=(east, run, "node.worker"))
+    run, east = deployed.desk.begin(*SLOW), deployed.sites["east"].home
 
-    def on(event: tuple[Any, ...]) -> None:
-        if event[:2] == ("stop began", 1):
-            killer.start()
+    def kill_the_worker() -> None:
+        process = serving(east)
+        while not under_way(east, run):
+            time.sleep(0.001)
+        for worker in process.children(recursive=True):
+            worker.kill()
 
+    thread, on = at_stop_1(kill_the_worker)
     with pytest.raises(VisitFailed, match=r"^Run \S+ failed at stop 1: Site east: The process .* killed.* \[DIED\]$"):
         deployed.carry_out(run, on)
-    killer.join()
+    thread.join()
     deployed.carry_out(run)
     assert outcome(deployed.desk.row(run)) == undisturbed
-    left = [
-        verdict for way, sort, verdict, *_ in crossings(deployed.desk, "east", run) if (way, sort) == ("out", VISIT)
-    ]
-    assert left == ["failed", "allowed"]
+    assert left(deployed.desk, "east", run) == ["failed", "allowed"]
+
+
+def replied(home: Path, before: set[Path]) -> bool:
+    return bool(set((home / "replies").iterdir()) - before)
+
+
+@pytest.mark.parametrize("moment", ["in the visit", "between work and reply"])
+def test_a_killed_node_comes_back_and_the_run_ends_by_itself(moment: str, deployed: Deployment, desk: Desk) -> None:
+    undisturbed = outcome(desk.row(desk.simulate(*SLOW)))
+    run, east = deployed.desk.begin(*SLOW), deployed.sites["east"]
+    before = set((east.home / "replies").iterdir())
+
+    with ExitStack() as again:
+
+        def kill_the_node() -> None:
+            process = serving(east.home)
+            while not (under_way(east.home, run) if moment == "in the visit" else replied(east.home, before)):
+                time.sleep(0.001)
+            process.kill()  # and the others end with it
+            process.wait()
+            again.enter_context(node(east, deployed.config))
+
+        thread, on = at_stop_1(kill_the_node)
+        deployed.carry_out(run, on)
+        thread.join()
+        assert outcome(deployed.desk.row(run)) == undisturbed
+        assert left(deployed.desk, "east", run) == ["allowed"]
+        assert deployed.desk.ledger("east").verify() == []
