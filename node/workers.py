@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -50,7 +51,8 @@ class Workers:
     ) -> Answer | None:
         """Have a process of its own answer a message whose objects are here; None if its run or this object was ended.
 
-        `goes_on` is asked now and then. A process that is killed is answered for by another, which says so. `at_work`
+        `goes_on` is asked now and then. A process that is killed is answered for by another, which says so; if that is
+        killed too, OSError is raised. `at_work`
         is what a question for progress is told besides: whether the node works on something of the run. With the tree
         of a reply that was `given` before, that is given again and nothing is done.
         """
@@ -71,7 +73,8 @@ class Workers:
                 reply, tree = base64.b64decode(found["reply"]), base64.b64decode(found["tree"])
                 return Answer(reply, tree, found["seconds"], found["failed"])
             _log.error("%s", _KILLED)
-        return None
+            self._settle()
+        raise OSError("The processes that do the node's work are killed as soon as they begin; see the system's log.")
 
     def rest(self) -> None:
         """End the process that forks if it has had nothing to do for the configured time."""
@@ -116,6 +119,12 @@ class Workers:
                 self._jobs.discard(job)
                 self._used = time.monotonic()
             job.close()
+
+    def _settle(self) -> None:
+        """Give the process that forks a moment to be seen dead, if it was killed together with what it had forked."""
+        with self._lock, suppress(subprocess.TimeoutExpired):
+            if self._process is not None:
+                self._process.wait(timeout=1.0)
 
     def _fork(self) -> socket.socket:
         job, theirs = socket.socketpair()
