@@ -159,6 +159,8 @@ class Coordinator:
                     f"The coordinator at {self._address} does not know the token in {self._token}; give its own with "
                     "--token."
                 ) from error
+            if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise Refused("The coordinator does not take in so much at once; submit a smaller scenario.") from error
             if code == grpc.StatusCode.INTERNAL and details.endswith("."):
                 raise Unreachable(details) from error
             if "CERTIFICATE_VERIFY_FAILED" in details or "Peer name" in details:
