@@ -1,13 +1,13 @@
 """A coordinator that serves and its nodes, as processes, and the commands that ask it."""
 
 import io
+import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +15,23 @@ import psutil
 from sqlalchemy import select
 
 from coordinator import cli
+from coordinator.client import Coordinator
 from coordinator.deployment import _free_port
 from coordinator.home import Home
-from coordinator.store import EventRow, sqlite_url
+from coordinator.store import EventRow, Run, sqlite_url
+from node.database import open_database
+from node.ledger import Ledger
+from tests.conftest import Desk, outcome
+
+TINY = """
+name: tiny
+task: {size: [16, 16], classes: [background, organ]}
+sites:
+  - {name: north, phantom: {task: organ, appearance: 0, cases: 6, size: 16}}
+  - {name: east, phantom: {task: organ, appearance: 1, cases: 7, size: 16}}
+network: {channels: [2, 4]}
+training: {steps: 4, batch_size: 2, checkpoint_every: 2, augment: [rotate]}
+"""
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 240.0  # for whatever is waited for, on a machine that may be busy
@@ -83,6 +97,10 @@ class Served:
     def log(self) -> str:
         return (self.folder / "service.log").read_text()
 
+    def client(self) -> Coordinator:
+        home = self.home.folder
+        return Coordinator(f"localhost:{self.control}", home / "token", home / "keys" / "ca.crt")
+
     def ask(self, *words: str) -> Done:
         """Run a command that asks this coordinator."""
         return locum(*words, *self.options)
@@ -106,16 +124,9 @@ class Served:
                 env=environment,
             )  # fmt: skip
 
-    def superlink_process(self) -> psutil.Process:
-        """The SuperLink, a child of the service."""
-        children = psutil.Process(self.service.pid).children()
-        (found,) = [child for child in children if "coordinator.superlink" in child.cmdline()]
-        return found
-
-    def kill(self) -> None:
-        """kill -9 of the service; its children see it go."""
-        self.service.send_signal(signal.SIGKILL)
-        self.service.wait()
+    def children(self, module: str) -> list[psutil.Process]:
+        """The service's own processes that run a module."""
+        return [child for child in psutil.Process(self.service.pid).children() if module in child.cmdline()]
 
     def stop(self) -> int:
         """Ask the service to end; returns its status."""
@@ -157,3 +168,41 @@ class Served:
 
     def wait_for_event(self, run: str, kind: str, times: int = 1) -> None:
         wait_for(lambda: [event.kind for event in self.events(run)].count(kind) >= times)
+
+
+@contextmanager
+def two_sites(folder: Path) -> Iterator[Served]:
+    """A coordinator with the nodes of north and east, both online; it has to end well."""
+    os.environ["NO_COLOR"] = "1"
+    served = Served(folder)
+    try:
+        served.start()
+        (folder / "tiny.yaml").write_text(TINY)
+        for site, appearance, cases in (("north", 0, 6), ("east", 1, 7)):
+            served.start_node(site, appearance, cases)
+            assert served.ask("node", "add", site, f"--key={served.key(site)}").status == 0
+        wait_for(lambda: all(site["online"] for site in json.loads(served.ask("sites", "--json").out)["sites"]))
+        yield served
+        children = psutil.Process(served.service.pid).children(recursive=True)
+        assert served.stop() == 0
+        assert not [child for child in children if child.is_running()]
+        assert "Traceback" not in served.log
+    finally:
+        served.close()
+        served.home.store().engine.dispose()
+
+
+def in_process(folder: Path) -> Desk:
+    """A desk at which the scenario was carried out in process, once."""
+    desk = Desk(folder)
+    desk.simulate(text=TINY)
+    return desk
+
+
+def assert_as_in_process(served: Served, run: str, expected: Desk) -> None:
+    """Weights, artifacts and scores are the in-process run's, and the ledgers are sound."""
+    with expected.home.store().transaction() as session:
+        (known,) = session.scalars(select(Run.id))
+    assert outcome(served.home.store().run(run)) == outcome(expected.row(known))
+    for site in ("north", "east"):
+        assert Ledger(open_database(served.folder / site)).verify() == []

@@ -1,7 +1,6 @@
 """The control service for real: SuperLink and nodes as processes, asked through the commands."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,148 +9,34 @@ import grpc
 import psutil
 import pytest
 
-from node.database import open_database
-from node.ledger import Ledger
+from coordinator.keys import server_keys
+from coordinator.listing import listed
 from protos.locum.v1 import control_pb2 as pb
-from tests.conftest import Desk, outcome
-from tests.coordinator.serving import Served, locum, wait_for
-
-TINY = """
-name: tiny
-task: {size: [16, 16], classes: [background, organ]}
-sites:
-  - {name: north, phantom: {task: organ, appearance: 0, cases: 6, size: 16}}
-  - {name: east, phantom: {task: organ, appearance: 1, cases: 7, size: 16}}
-network: {channels: [2, 4]}
-training: {steps: 4, batch_size: 2, checkpoint_every: 2, augment: [rotate]}
-"""
+from tests.conftest import Desk
+from tests.coordinator.serving import TINY, Served, assert_as_in_process, in_process, locum, two_sites, wait_for
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A coordinator with the nodes of north and east, for all tests of the module."""
-    os.environ["NO_COLOR"] = "1"
-    served = Served(tmp_path_factory.mktemp("served"))
-    try:
-        served.start()
-        (served.folder / "tiny.yaml").write_text(TINY)
-        for site, appearance, cases in (("north", 0, 6), ("east", 1, 7)):
-            served.start_node(site, appearance, cases)
-            assert served.ask("node", "add", site, f"--key={served.key(site)}").status == 0
-        wait_for(lambda: all(site["online"] for site in json.loads(served.ask("sites", "--json").out)["sites"]))
+    with two_sites(tmp_path_factory.mktemp("served")) as served:
         yield served
-        children = psutil.Process(served.service.pid).children(recursive=True)
-        assert served.stop() == 0
-        assert not [child for child in children if child.is_running()]
-        assert "Traceback" not in served.log
-    finally:
-        served.close()
-        served.home.store().engine.dispose()
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     """The same scenario in process."""
-    desk = Desk(tmp_path_factory.mktemp("in-process"))
-    desk.simulate(text=TINY)
-    return desk
+    return in_process(tmp_path_factory.mktemp("in-process"))
 
 
-def in_process(expected: Desk) -> str:
-    (run,) = [row["run"] for row in json.loads(locum("runs", "--json", f"--home={expected.home.folder}").out)["runs"]]
-    return str(run)
+def lasting(lines: str) -> list[str]:
+    """What is said of a run however long things take."""
+    return [line for line in lines.splitlines() if "for more than" not in line]
 
 
-def assert_as_in_process(served: Served, run: str, expected: Desk) -> None:
-    assert outcome(served.home.store().run(run)) == outcome(expected.row(in_process(expected)))
-    for site in ("north", "east"):
-        assert Ledger(open_database(served.folder / site)).verify() == []
-
-
-def test_a_run_is_scheduled_watched_and_told_of_as_in_process(served: Served, expected: Desk, tmp_path: Path) -> None:
-    (run,) = served.schedule()
-    watched = served.ask("watch", run)
-    assert watched.status == 0, watched.err
-    assert re.search(
-        rf"run {run}, 2 stops\n.*stop 0 at north: done.*stop 1 at east: done.*run {run}: done", watched.err, re.S
-    )
-    assert_as_in_process(served, run, expected)
-
-    here = f"--home={served.home.folder}"
-    for words in (["show", run], ["show", run, "--json"], ["runs"], ["runs", "--json"]):
-        assert served.ask(*words) == locum(*words, here), words
-    document = json.loads(served.ask("show", run, "--json").out)
-    known = json.loads(locum("show", in_process(expected), "--json", f"--home={expected.home.folder}").out)
-    for key in ("status", "strategy", "sites", "matrix", "metrics", "weights_sha256"):
-        assert document[key] == known[key]
-    assert watched.out in served.ask("resume", run, f"--home={tmp_path}").out  # it is done, and stays so
-    page = Path(served.ask("report", run, f"--home={tmp_path}").out.strip())
-    assert page == tmp_path / "runs" / run / "report.html"
-    assert json.loads((page.parent / "run.json").read_text())["weights_sha256"] == known["weights_sha256"]
-    assert served.ask("watch", run).err == watched.err  # the events are kept
-
-    (site, _) = json.loads(served.ask("sites", "--json").out)["sites"]
-    assert (site["site"], site["online"], site["cases"]) == ("east", True, {"test": 2, "train": 4, "val": 1})
-    assert site["schema_version"] == 1
-
-
-def test_runs_at_the_same_site_wait_for_each_other_and_others_do_not(served: Served) -> None:
-    (north,) = served.schedule("--set=sites=[north]")
-    (east,) = served.schedule("--set=sites=[east]")
-    (again,) = served.schedule("--set=sites=[north]")
-    (after,) = served.schedule("--set=sites=[east]", f"--after={again}")
-    began, ended = {}, {}
-    for run in (north, east, again, after):
-        assert served.ask("watch", run).status == 0
-        (began[run],) = [event.time for event in served.events(run) if event.kind == "run_began"]
-        (ended[run],) = [event.time for event in served.events(run) if event.kind == "run_ended"]
-    assert began[north] < ended[east]
-    assert began[east] < ended[north]
-    assert ended[north] <= began[again]
-    assert ended[again] <= began[after]
-    said = [event.fields["sentence"] for event in served.events(again) if event.kind == "said"]
-    assert f"Run {again} waits for site north, where it is the turn of run {north}." in said
-    said = [event.fields["sentence"] for event in served.events(after) if event.kind == "said"]
-    assert any(re.fullmatch(rf"Run {after} waits for run {again}, which is (pending|running)\.", line) for line in said)
-
-
-def test_a_service_that_is_killed_goes_on_and_so_do_those_who_watch(served: Served, expected: Desk) -> None:
-    (run,) = served.schedule()
-    watcher = served.process("watch.log", "watch", run, *served.options)
-    served.wait_for_event(run, "stop_ended")
-    children = psutil.Process(served.service.pid).children(recursive=True)
-    served.kill()
-    wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
-    served.start()
-    assert watcher.wait(240) == 0
-    said = (served.folder / "watch.log").read_text()
-    assert "The connection to the coordinator was lost; looking for it again." in said
-    assert said.count("stop 0 at north: done") == 1
-    assert_as_in_process(served, run, expected)
-
-
-def test_a_superlink_that_dies_is_started_again(served: Served, expected: Desk) -> None:
-    (run,) = served.schedule()
-    served.wait_for_event(run, "stop_ended")
-    served.superlink_process().kill()
-    assert served.ask("watch", run).status == 0
-    assert_as_in_process(served, run, expected)
-
-
-def test_a_process_that_dies_is_made_anew(served: Served, expected: Desk) -> None:
-    (run,) = served.schedule()
-    served.wait_for_event(run, "stop_began")
-    (worker,) = [
-        child for child in psutil.Process(served.service.pid).children() if "coordinator.worker" in child.cmdline()
-    ]
-    worker.kill()
-    watched = served.ask("watch", run)
-    assert watched.status == 0
-    assert f"The process of run {run} ended by SIGKILL; it is taken up anew." in watched.err
-    assert_as_in_process(served, run, expected)
-
-
-def test_a_cancelled_run_stays_as_it_is_until_it_is_resumed(served: Served, expected: Desk) -> None:
+def test_a_run_is_watched_cancelled_resumed_and_told_of_as_in_process(
+    served: Served, expected: Desk, tmp_path: Path
+) -> None:
     (run,) = served.schedule()
     served.wait_for_event(run, "stop_ended")
     cancelled = served.ask("cancel", run)
@@ -161,15 +46,37 @@ def test_a_cancelled_run_stays_as_it_is_until_it_is_resumed(served: Served, expe
         f"locum: Run {run} is cancelled; only a run that is queued or carried out is cancelled.\n"
     )
     assert served.ask("watch", run).status == 1
-    here = locum("resume", run, f"--home={served.home.folder}")
-    assert here.status == 2
-    assert here.err.startswith(f"locum: Run {run} is made by a deployment's own nodes;")
+    here = f"--home={served.home.folder}"
+    alone = locum("resume", run, here)
+    assert alone.status == 2
+    assert alone.err.startswith(f"locum: Run {run} is made by a deployment's own nodes;")
+
     resumed = served.ask("resume", run, "--no-report")
     assert resumed.status == 0, resumed.err
+    assert re.search(
+        rf"run {run}, 2 stops\n.*run {run}, 1 of its 2 stops are done\n.*run {run}: done", resumed.err, re.S
+    )
     assert_as_in_process(served, run, expected)
+    for words in (["show", run], ["show", run, "--json"], ["runs"], ["runs", "--json"]):
+        assert served.ask(*words) == locum(*words, here), words
+    document = json.loads(served.ask("show", run, "--json").out)
+    (known,) = [expected.summary(row["run"]).document() for row in listed(expected.home)]
+    for key in ("status", "strategy", "sites", "matrix", "metrics", "weights_sha256"):
+        assert document[key] == known[key]
+
+    watched = served.ask("watch", run)  # the events are kept
+    assert (watched.status, watched.out) == (0, resumed.out)
+    assert lasting(watched.err) == lasting(resumed.err)
+    page = Path(served.ask("report", run, f"--home={tmp_path}").out.strip())
+    assert page == tmp_path / "runs" / run / "report.html"
+    assert json.loads((page.parent / "run.json").read_text())["weights_sha256"] == known["weights_sha256"]
+
+    (site, _) = json.loads(served.ask("sites", "--json").out)["sites"]
+    assert (site["site"], site["online"], site["cases"]) == ("east", True, {"test": 2, "train": 4, "val": 1})
+    assert site["schema_version"] == 1
 
 
-def test_a_stop_is_skipped_by_name_and_a_refusal_is_one_sentence(served: Served) -> None:
+def test_a_refusal_is_one_sentence_and_a_stop_is_skipped_by_name(served: Served) -> None:
     (run,) = served.schedule("--set=task.channels=3")
     watched = served.ask("watch", run)
     assert watched.status == 1
@@ -206,16 +113,18 @@ def test_a_node_is_let_in_and_put_out(served: Served) -> None:
     assert served.ask("node", "remove", "south").status == 2
 
 
-def test_a_run_waits_for_its_time_and_its_sites(served: Served) -> None:
+def test_a_run_waits_for_its_time_its_sites_and_other_runs(served: Served) -> None:
     (late,) = served.schedule("--at=2099-01-01T00:00:00+00:00")
-    (missing,) = served.schedule("--set=sites=[north, elsewhere]")
+    (missing, after) = served.schedule("--set=sites=[north, elsewhere]")[0], served.schedule(f"--after={late}")[0]
     for run, sentence in (
         (late, "its time, 2099-01-01T00:00:00+00:00"),
         (missing, "site elsewhere, which has no registered node; `locum node add` lets one in"),
+        (after, f"run {late}, which is pending"),
     ):
         served.wait_for_event(run, "said", 2)
         assert served.events(run)[-1].fields["sentence"] == f"Run {run} waits for {sentence}."
         assert served.ask("skip", run, "0", "--by=Dr Grey", "--why=late").status == 2  # it has no stops yet
+    for run in (late, missing, after):
         assert served.ask("cancel", run).status == 0
         assert served.ask("watch", run).status == 1
 
@@ -240,8 +149,6 @@ def test_what_is_needed_to_ask_is_said_in_one_sentence(served: Served, tmp_path:
     wrong.write_text("guessed")
     other = Served(tmp_path / "other")
     other.folder.mkdir()
-    from coordinator.keys import server_keys
-
     foreign = server_keys(tmp_path / "keys", ["localhost"]).authority
     for words, said in (
         ([], "It is not said which coordinator to ask"),
