@@ -126,7 +126,7 @@ class Exchange:
             self._waiting(site, seconds)
             if not self._comes_back(question, seconds):
                 self._given_up.add(site)
-                sentence = f"it was away for more than {_in_words(patience)}; resume the run when it is back."
+                sentence = f"it was away for more than {in_words(patience)}; resume the run when it is back."
                 return SiteFailure(site, AWAY, sentence)
             sent = self._send(question)
 
@@ -213,7 +213,10 @@ def count_traffic(traffic: Traffic, answer: Answer, sent: Mapping[str, int]) -> 
             site[direction][kind] = site[direction].get(kind, 0) + size
 
 
-def _in_words(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """How long a site may be away, as it is said."""
+    if seconds == float("inf"):
+        return "until it is back"
     for unit, name in ((3600, "h"), (60, "min")):
         if seconds >= unit:
             return f"{seconds / unit:g} {name}"
