@@ -3,7 +3,7 @@
 FROM python:3.11-slim-bookworm AS base
 # A volume takes its owner from the folder that it is mounted on, so every such folder is here.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin locum \
- && install -d -o locum -g locum -m 700 /site /data /coordinator /access /gateway \
+ && install -d -o locum -g locum -m 700 /site /data /coordinator /access /gateway /etc/locum/gateway \
  && install -d -o locum -g locum -m 755 /authority /public /reports
 
 
