@@ -48,7 +48,7 @@ def given(context: typer.Context) -> list[str]:
     from coordinator.home import without_password
 
     options = []
-    for name in ("home", "database", "device"):
+    for name in ("home", "database", "device", "coordinator", "token", "authority"):
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             value = str(context.params[name])
@@ -119,13 +119,17 @@ def write_comparison(table: "Comparison", folder: Path) -> None:
 
 
 def conclude(
-    runs: Sequence[str], home: "Home", failed: Sequence[str], options: Sequence[str], *, as_json: bool, report: bool
+    summaries: Sequence["RunSummary"],
+    failed: Sequence[str],
+    options: Sequence[str],
+    *,
+    as_json: bool,
+    report_in: "Home | None",
 ) -> None:
-    """Print what came out of one run or of several, write the reports, exit with the status that fits the worst."""
+    """Print what came out of some runs, write reports if asked to, exit with the status that fits the worst."""
     from coordinator.console import print_conclusion
 
-    summaries = [summary_of(run, home) for run in runs]
-    paths = [write_report_of(summary, home) for summary in summaries] if report else []
+    paths = [] if report_in is None else [write_report_of(summary, report_in) for summary in summaries]
     if as_json:
         documents = [summary.document() for summary in summaries]
         print_json(documents[0] if len(documents) == 1 else {"runs": documents})

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from coordinator import cli_runs, cli_service
 from coordinator.batch import (
     carry_out_all,
     command_of,
@@ -20,7 +21,23 @@ from coordinator.batch import (
     print_json,
     summary_of,
     write_comparison,
-    write_report_of,
+)
+from coordinator.cli_options import (
+    AuthorityOption,
+    CoordinatorOption,
+    DatabaseOption,
+    DataOption,
+    DeviceOption,
+    EngineOption,
+    HomeOption,
+    JsonOption,
+    OutOption,
+    PoolOption,
+    RunArgument,
+    SetOption,
+    TableOption,
+    TokenOption,
+    home_at,
 )
 from coordinator.faults import exit_status, told
 
@@ -38,39 +55,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-HomeOption = Annotated[
-    Path, typer.Option("--home", envvar="LOCUM_HOME", help="Folder that holds all state: runs, artifacts, nodes.")
-]
-DatabaseOption = Annotated[
-    str | None,
-    typer.Option("--database", envvar="LOCUM_DATABASE", help="SQLAlchemy URL; default: SQLite in the home folder."),
-]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Folder with one folder per site; default: the scenario's folder.")
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a scenario key: training.steps=50.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", help="Also write the tables as PNG, Markdown, CSV and JSON into this folder.")
-]
-TableOption = Annotated[
-    Literal["overview", "mas-lr", "ms-er"], typer.Option("--table", help="Everything, or a paper's own table.")
-]
-PoolOption = Annotated[
-    Literal["orders", "none"] | None,
-    typer.Option("--pool", help="Whether runs of different orders share a row; default: in a paper's table they do."),
-]
-DeviceOption = Annotated[
-    str, typer.Option("--device", help="PyTorch device of the simulated nodes: auto, cpu, cuda, ...")
-]
-EngineOption = Annotated[
-    Literal["in-process", "flower"],
-    typer.Option("--engine", help="Nodes in this process, or each in its own behind Flower's SuperLink, on loopback."),
-]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or an unambiguous beginning of it.")]
 
 
 @app.command()
@@ -103,10 +87,11 @@ def simulate(
     from coordinator.simulate import begin_all, found_device
 
     device = found_device(device)
-    place = _home(home, database)
+    place = home_at(home, database)
     names = begin_all(list(loaded.runs()), place, data, command_of(database), source=source, device=device)
     failed = carry_out_all(names, place, dict.fromkeys(names, device), given(context), engine)
-    conclude(names, place, failed, given(context), as_json=as_json, report=report)
+    summaries = [summary_of(name, place) for name in names]
+    conclude(summaries, failed, given(context), as_json=as_json, report_in=place if report else None)
 
 
 @app.command()
@@ -131,7 +116,7 @@ def study(
 
     loaded = load_scenario(scenario, overrides or [])
     device = found_device(device)
-    place = _home(home, database)
+    place = home_at(home, database)
     command = command_of(database)
     runs = take_up_or_begin(
         list(loaded.runs()), place, data or scenario.parent, command, source=str(scenario), device=device
@@ -152,87 +137,27 @@ def resume(
     device: Annotated[
         str | None, typer.Option("--device", help="PyTorch device of the simulated nodes; default: each run's own.")
     ] = None,
+    coordinator: CoordinatorOption = None,
+    token: TokenOption = None,
+    authority: AuthorityOption = None,
     as_json: JsonOption = False,
     report: Annotated[bool, typer.Option(help="Write a report for every run.")] = True,
 ) -> None:
     """Go on with runs that are pending, interrupted, failed or incomplete; they end as if undisturbed."""
+    place = home_at(home, database)
+    if coordinator is not None:
+        cli_service.resume_there(context, runs, place, coordinator, token, authority, as_json=as_json, report=report)
+        return
     from coordinator.simulate import found_device, move_data
 
-    place = _home(home, database)
     names = list(dict.fromkeys(_named(run, place) for run in runs))
-    devices = {name: found_device(device or place.store().run(name).device) for name in names}
+    devices = {name: found_device(device or place.store().run(name).device or "cpu") for name in names}
     if data is not None:
         for name in names:
             move_data(name, place, data)
     failed = carry_out_all(names, place, devices, given(context))
-    conclude(names, place, failed, given(context), as_json=as_json, report=report)
-
-
-@app.command()
-def skip(
-    run: RunArgument,
-    stop: Annotated[int, typer.Argument(help="The stop's number, from 0.")],
-    *,
-    by: Annotated[str, typer.Option("--by", help="Who decides this.")],
-    why: Annotated[str, typer.Option("--why", help="The reason, for the report.")],
-    site: Annotated[
-        str | None,
-        typer.Option(
-            "--rehearsal-at", metavar="SITE", help="Skip no more than this site's rehearsal, from this stop on."
-        ),
-    ] = None,
-    home: HomeOption = Path(".locum"),
-    database: DatabaseOption = None,
-) -> None:
-    """Let a run go on without an unfinished stop, or a rehearsal, in the name of a person who answers for it."""
-    from coordinator.skipping import skip as skip_stop
-    from coordinator.skipping import skip_rehearsal
-
-    place = _home(home, database)
-    name = _named(run, place)
-    if site is None:
-        skip_stop(name, stop, place, by=by, why=why)
-        said = f"Stop {stop} of run {name} will be skipped"
-    else:
-        skip_rehearsal(name, stop, site, place, by=by, why=why)
-        said = f"From stop {stop} of run {name} on {site} will not rehearse"
-    typer.echo(f"{said}; `locum resume {name}` goes on.")
-
-
-@app.command()
-def runs(home: HomeOption = Path(".locum"), database: DatabaseOption = None, as_json: JsonOption = False) -> None:
-    """List all runs, newest first."""
-    from coordinator.console import print_runs
-    from coordinator.listing import listed
-
-    rows = listed(place := _home(home, database))
-    if as_json:
-        print_json({"runs": rows})
-    elif not rows:
-        typer.echo(f"There are no runs in {place.folder}.")
-    else:
-        print_runs(rows)
-
-
-@app.command()
-def show(
-    run: RunArgument, home: HomeOption = Path(".locum"), database: DatabaseOption = None, as_json: JsonOption = False
-) -> None:
-    """Show a run's score matrix, metrics and stops, as far as it has come."""
-    from coordinator.console import print_run
-
-    summary = summary_of(_named(run, place := _home(home, database)), place)
-    if as_json:
-        print_json(summary.document())
-    else:
-        print_run(summary)
-
-
-@app.command()
-def report(run: RunArgument, home: HomeOption = Path(".locum"), database: DatabaseOption = None) -> None:
-    """Write a run's report: one HTML page, and its figures and numbers as PNG, CSV and JSON."""
-    place = _home(home, database)
-    typer.echo(write_report_of(summary_of(_named(run, place), place), place))
+    summaries = [summary_of(name, place) for name in names]
+    conclude(summaries, failed, given(context), as_json=as_json, report_in=place if report else None)
 
 
 @app.command()
@@ -246,7 +171,7 @@ def compare(
     pool: PoolOption = None,
 ) -> None:
     """Compare runs as the papers' tables do: methods by sites, mean and standard deviation over seeds."""
-    place = _home(home, database)
+    place = home_at(home, database)
     compared = compared_in([summary_of(_named(run, place), place) for run in runs], table, pool)
     if as_json:
         print_json(compared.document())
@@ -279,8 +204,13 @@ def export(
     """Write the final weights as a MONAI bundle that MONAI's own loader runs."""
     from coordinator.bundle import export_bundle
 
-    place = _home(home, database)
+    place = home_at(home, database)
     typer.echo(export_bundle(place.store().run(_named(run, place)), place.folder / "vault", folder))
+
+
+for module in (cli_runs, cli_service):
+    for command in module.COMMANDS:
+        app.command()(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -295,13 +225,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         complain(*told(error))
         sys.exit(status)
-
-
-def _home(folder: Path, database: str | None) -> "Home":
-    from coordinator.home import Home
-    from coordinator.store import sqlite_url
-
-    return Home(folder.absolute(), database or sqlite_url(folder))
 
 
 def _named(run: str, home: "Home") -> str:

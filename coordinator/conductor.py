@@ -25,6 +25,8 @@ from protos.handover import Handover, HandoverSchema, Kind
 from protos.messages import DESCRIBE, VISIT, Request
 from strategies.gathering import Ask, Gathering, Reply, Stop
 
+PARTS = ("train", "val", "test")
+
 
 class VisitFailed(Exception):
     """A stop could not be made; the run waits for `resume` or `skip`. One sentence."""
@@ -115,6 +117,8 @@ class Conductor:
 
         for answer in self._assignment.exchange.ask(questions()):
             needed = ("train", self._plan.scored) if answer.site in visited else (self._plan.scored,)
+            if isinstance(answer, Answer):
+                self._listener.described(answer.site, {part: int(answer.metrics.get(part, 0)) for part in PARTS})
             found = _short_of_cases(answer, needed)
             if isinstance(found, SiteFailure):
                 if fresh or found.site in visited or (answer is found and found.site in rehearsing):

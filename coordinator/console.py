@@ -90,6 +90,19 @@ def print_runs(rows: Iterable[Mapping[str, Any]]) -> None:
     console().print(table)
 
 
+def print_sites(rows: Iterable[Mapping[str, Any]]) -> None:
+    """The list of a coordinator's sites."""
+    table = Table()
+    for name in ("site", "online", "last seen", "software", "schema", "cases"):
+        table.add_column(name, no_wrap=name == "site")
+    for row in rows:
+        cases = ", ".join(f"{part} {count}" for part, count in row["cases"].items())
+        known = (row["last_seen"], row["software"], row["schema_version"], cases or None)
+        said = ("-" if value is None else escape(str(value)) for value in known)
+        table.add_row(escape(row["site"]), "yes" if row["online"] else "no", *said)
+    console().print(table)
+
+
 def print_strategies(rows: Iterable[Mapping[str, Any]]) -> None:
     """The list of strategies."""
     table = Table()

@@ -1,4 +1,6 @@
-"""What happens in a run, as it happens: for progress bars, plain lines, later the control service."""
+"""What happens in a run, as it happens: for progress bars, plain lines, the control service."""
+
+from collections.abc import Mapping
 
 
 class Listener:
@@ -9,6 +11,9 @@ class Listener:
 
     def describing(self, site: str) -> None:
         """A site is asked to describe itself: it reads its cases, so its answer may be long in coming."""
+
+    def described(self, site: str, cases: Mapping[str, int]) -> None:
+        """A site has described itself: part -> cases, under the run's split."""
 
     def stop_began(
         self, stop: int, sites: tuple[str, ...], rounds: int, done: int, rehearsing: tuple[str, ...] = ()
@@ -26,6 +31,9 @@ class Listener:
 
     def scored(self, stop: int, site: str, dsc: float | None) -> None:
         """A site's score is committed; None when the site could not score."""
+
+    def said(self, sentence: str) -> None:
+        """Something else that a person should read, such as what the run waits for."""
 
     def run_ended(self, run: str, status: str) -> None:
         """The run ended."""

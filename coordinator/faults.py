@@ -8,6 +8,9 @@ _STATUSES = {
         ("ScenarioError", "UnknownRun", "RunBusy", "NotSkippable", "NotComparable", "NotExportable"), USAGE
     ),
     **dict.fromkeys(("VisitFailed", "MissingArtifact", "StoreUnusable", "NoSuperLink", "UnusableKey"), FAILED),
+    # of the control service, and of those who ask it
+    **dict.fromkeys(("ConfigError", "NotPossible", "NoCoordinator", "NoTime", "Refused"), USAGE),
+    **dict.fromkeys(("ServiceBusy", "Unreachable"), FAILED),
 }
 _OF_ONE_RUN = {"VisitFailed", "MissingArtifact"}
 

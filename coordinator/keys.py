@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -71,14 +72,24 @@ def public_key(path: Path) -> bytes:
     """A node's public key, from an OpenSSH file or a PEM one, as Flower takes it (PEM). Raises UnusableKey."""
     try:
         content = path.read_bytes()
+    except OSError as error:
+        raise UnusableKey(_no_key(str(path))) from error
+    return parse_public_key(content, str(path))
+
+
+def parse_public_key(content: bytes, source: str) -> bytes:
+    """Like `public_key`, from a file's content; `source` names it in what UnusableKey says."""
+    try:
         key = load_pem_public_key(content) if content.startswith(b"-----BEGIN") else load_ssh_public_key(content)
-    except (OSError, ValueError) as error:
-        raise UnusableKey(
-            f"{path}: no public key can be read there; give the node's file that ends in .pub."
-        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise UnusableKey(_no_key(source)) from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise UnusableKey(f"{path}: a node's key is an elliptic curve key; make one with `locum-node key FILE`.")
+        raise UnusableKey(f"{source}: a node's key is an elliptic curve key; make one with `locum-node key FILE`.")
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _no_key(source: str) -> str:
+    return f"{source}: no public key can be read there; give the node's file that ends in .pub."
 
 
 def secret(path: Path) -> Path:

@@ -18,10 +18,11 @@ from types import TracebackType
 from typing import Self
 
 import httpx
-from flwr.common.constant import SubStatus
+from flwr.common.constant import Status, SubStatus
 from flwr.common.serde import fab_to_proto, run_from_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
+    ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
@@ -42,6 +43,7 @@ from coordinator.superlink import NoSuperLink, SuperLinkConfig
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _ACQUIRE_SECONDS = 30.0
+_LOOKED_AT = 100  # of the newest runs; those that are not finished are among them
 _KEY_KNOWN = 23  # Flower's number for a public key that is registered already
 
 _DESCRIPTION = """[project]
@@ -66,6 +68,7 @@ class NodeEntry:
     name: str
     online: bool
     last_seen: datetime | None
+    public_key: bytes  # PEM
 
 
 class Link:
@@ -99,10 +102,16 @@ class Link:
         """Every registered node."""
         found = self._client.ListNodes(ListNodesRequest()).nodes_info
         return [
-            NodeEntry(node.node_id, node.name, node.status == "online", _last_seen(node.online_until))
+            NodeEntry(node.node_id, node.name, node.status == "online", _last_seen(node.online_until), node.public_key)
             for node in found
             if node.status != "unregistered"
         ]
+
+    def end_all(self) -> None:
+        """End every run that is not finished: for a coordinator whose earlier processes are gone."""
+        for number, run in self._client.ListRuns(ListRunsRequest(limit=_LOOKED_AT)).run_dict.items():
+            if run.status.status != Status.FINISHED:
+                self._end(number)
 
     @contextmanager
     def run(self, listener: Listener) -> Iterator[FlowerGrid]:

@@ -64,6 +64,9 @@ class Live(Listener):
         """Open the run's bar."""
         goes_on = f", {done} of its {stops} stops are done" if done else f", {stops} stop{'s' * (stops > 1)}"
         self._say(f"run {run}{goes_on}")
+        for task in self._bars.task_ids:  # of a process that carried it out before
+            self._bars.remove_task(task)
+        self._visit = None
         self._run = self._bars.add_task("stops", total=stops, completed=done, note="")
 
     def describing(self, site: str) -> None:
@@ -116,6 +119,10 @@ class Live(Listener):
             self._say(f"stop {stop}: {site} could not be scored; the run will be incomplete")
         if self._run is not None:
             self._bars.update(self._run, note=f"{escape(site)} {'failed' if dsc is None else f'DSC {dsc:.3f}'}")
+
+    def said(self, sentence: str) -> None:
+        """Say it."""
+        self._say(sentence)
 
     def run_ended(self, run: str, status: str) -> None:
         """Say how the run ended."""

@@ -190,12 +190,16 @@ def _named(item: Any) -> Any:
 
 def load_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
     """Read, override and validate a scenario file; raises ScenarioError."""
+    return parse_scenario(read_scenario(path), str(path), overrides)
+
+
+def read_scenario(path: Path) -> str:
+    """A scenario file's text; raises ScenarioError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ScenarioError(f"{path}: the scenario cannot be read ({reason}); give the path of a YAML file.") from error
-    return parse_scenario(text, str(path), overrides)
 
 
 def parse_scenario(text: str, source: str, overrides: Sequence[str] = ()) -> Scenario:

@@ -35,12 +35,13 @@ def begin(
 
 
 def begin_all(
-    scenarios: Sequence[Scenario], home: Home, data: Path, command: str, *, source: str, device: str
+    scenarios: Sequence[Scenario], home: Home, data: Path | None, command: str, *, source: str, device: str
 ) -> list[str]:
     """Check the scenarios of single runs against what is installed and there, write all runs down, return their names.
 
-    The runs are pending until they are carried out. Raises ScenarioError, naming `source`, when a strategy, its
-    parameters, the network or a site does not fit; nothing is written then.
+    The runs are pending until they are carried out. Without `data` they are a deployment's, whose nodes know their
+    data and devices themselves; what the scenarios say of these counts for nothing. Raises ScenarioError, naming
+    `source`, when a strategy, its parameters, the network or a site does not fit; nothing is written then.
     """
     fitting = set()  # a study's runs differ in little, and a check builds a network
     for scenario in scenarios:
@@ -48,7 +49,8 @@ def begin_all(
         if plan.digest() not in fitting:
             try:
                 strategy_for(plan).schema()
-                simulated_sites(scenario, data, home.folder, device)
+                if data is not None:
+                    simulated_sites(scenario, data, home.folder, device)
             except (UnknownStrategy, UnknownParameter, ValueError) as error:
                 raise ScenarioError(f"{source}: {error}") from error
             fitting.add(plan.digest())
@@ -58,7 +60,7 @@ def begin_all(
             id=_name(scenario),
             name=scenario.name,
             scenario=scenario.model_dump(mode="json"),
-            data=str(data.absolute()),
+            data=None if data is None else str(data.absolute()),
             status="pending",
             created=now + timedelta(microseconds=number),  # so that they are listed in the study's order
             device=device,
@@ -110,17 +112,25 @@ def found_device(device: str) -> str:
 def carry_out(run: str, home: Home, *, device: str, listener: Listener, engine: Engine | None = None) -> None:
     """Begin or go on with a run, conducted by this process; its status and results are in the store afterwards.
 
-    Its nodes are in this process too, unless `engine` says otherwise.
+    Its nodes are in this process too, unless `engine` says otherwise. Of a deployment's run neither data nor policies
+    are looked at: they are the nodes'.
 
     Raises coordinator.conductor.VisitFailed, ScenarioError, RunBusy or coordinator.store.UnknownRun.
     """
     row = home.store().run(run)
     scenario = Scenario.model_validate(row.scenario)
+    deployed = row.data is None
+    if deployed and engine is None:
+        raise ScenarioError(
+            f"Run {run} is made by a deployment's own nodes; go on with it with --coordinator, which has them."
+        )
     engine = engine or InProcess()
     every = {site.name for site in (*scenario.sites, *scenario.unseen)}
     open_sites = {site for stop in row.stops if stop.status not in SETTLED for site in (*stop.sites, *stop.rehearsing)}
     may_be_gone = every - open_sites if row.stops else ()  # a run that goes on can do without the others
-    sites = simulated_sites(scenario, Path(row.data or "."), home.folder, device, may_be_gone=may_be_gone)
+    sites = []
+    if row.data is not None:
+        sites = simulated_sites(scenario, Path(row.data), home.folder, device, may_be_gone=may_be_gone)
     context = Context(
         run_id=1,
         node_id=1,
@@ -135,7 +145,7 @@ def carry_out(run: str, home: Home, *, device: str, listener: Listener, engine: 
     )
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its line per round would tear the progress bars
     with alone(home, run), _nodes_logging_to(home.nodes_log), server.listening(listener):
-        if open_sites or not row.stops:
+        if not deployed and (open_sites or not row.stops):
             _note_policies(run, home, policies(scenario, home.folder))
         with engine.connected(sites, listener) as grid:
             server.app(grid, context)

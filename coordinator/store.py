@@ -23,11 +23,11 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-REVISION = "0003"  # the newest migration; a test holds it to Alembic's own answer
+REVISION = "0004"  # the newest migration; a test holds it to Alembic's own answer
 
 SETTLED = ("done", "skipped")  # stops that a run does not come back to
 
-RunStatus = Literal["pending", "running", "done", "incomplete", "failed"]
+RunStatus = Literal["pending", "running", "done", "incomplete", "failed", "cancelled"]
 StopStatus = Literal["pending", "running", "done", "failed", "skipped"]
 
 
@@ -104,6 +104,41 @@ class ScoreRow(Base):
     metrics: Mapped[dict[str, Any] | None]  # null: the site could not score, see error
     traffic: Mapped[dict[str, Any]] = mapped_column(default=dict)
     error: Mapped[dict[str, Any] | None]
+
+
+class QueueRow(Base):
+    """A run that the control service carries out now, or is to carry out."""
+
+    __tablename__ = "queue"
+
+    number: Mapped[int] = mapped_column(primary_key=True)  # the order of their turns
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), unique=True)
+    not_before: Mapped[datetime | None]
+    after: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))  # a run that has to end first
+    run: Mapped[Run] = relationship(foreign_keys=[run_id], lazy="joined")
+
+
+class EventRow(Base):
+    """Something that happened in a run which the control service carries out, see coordinator/journal.py."""
+
+    __tablename__ = "events"
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
+    time: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
+    kind: Mapped[str] = mapped_column(String(16))  # the field of a control.proto Event
+    stop: Mapped[int | None]
+    fields: Mapped[dict[str, Any]]
+
+
+class SiteRow(Base):
+    """What a site last said of itself to a run that the control service carried out."""
+
+    __tablename__ = "sites"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    schema_version: Mapped[int]
+    cases: Mapped[dict[str, Any]]  # part -> cases
 
 
 class UnknownRun(Exception):

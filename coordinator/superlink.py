@@ -12,10 +12,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Self
 
 import httpx
 
@@ -47,7 +48,18 @@ class SuperLinkConfig:
     @property
     def address(self) -> str:
         """host:port, for clients on this machine."""
-        return f"{self.host}:{self.port}"
+        return f"{'127.0.0.1' if self.host in ('0.0.0.0', '::') else self.host}:{self.port}"  # noqa: S104 (not bound to)
+
+    def told(self) -> dict[str, str | int]:
+        """All of it, for another process of this coordinator's; no secret is in it, but where secrets lie."""
+        files = {name: str(path) for name, path in asdict(self.keys).items()}
+        return {**files, "folder": str(self.folder), "host": self.host, "port": self.port}
+
+    @classmethod
+    def of(cls, told: Mapping[str, str | int]) -> Self:
+        """What another process told."""
+        keys = ServerKeys(*(Path(str(told[field.name])) for field in fields(ServerKeys)))
+        return cls(Path(str(told["folder"])), keys, str(told["host"]), int(told["port"]))
 
     @property
     def secret(self) -> Path:

@@ -71,11 +71,13 @@ def _known(home: Home) -> dict[str, list[_Known]]:
         rows = session.execute(select(Run, settled)).all()
     known: dict[str, list[_Known]] = {}
     for run, stops in rows:
+        if run.data is None:  # a deployment's
+            continue
         try:
             scenario = Scenario.model_validate(run.scenario)
         except ValidationError:  # of another version, so it is no equal
             continue
-        identity = _identity(scenario, Path(run.data or "."), run.device, run.software)
+        identity = _identity(scenario, Path(run.data), run.device, run.software)
         created = run.created if run.created.tzinfo else run.created.replace(tzinfo=UTC)  # SQLite keeps no zone
         known.setdefault(identity, []).append(_Known(run.id, run.status, stops, created, run.policies))
     return known

@@ -1,9 +1,12 @@
-"""A process that carries out runs for a study, one after another, told so by coordinator/workers.py.
+"""A process that carries out runs for a study or the control service, told so by coordinator/workers.py.
 
-Lines of JSON: the first on standard input is {"home", "database"}, which may hold a password and so is in no argument;
-each further one {"run", "device"}. On standard output come {"share", "text"} while a run goes on, {"said"} for what a
-person should read, and {"status", "failed": [sentences]} at a run's end. When the input ends, because the study's own
-process ended, however it did, this one is gone at once: a run survives that at any moment.
+Lines of JSON: the first on standard input is {"home", "database"}, which may hold a password and so is in no argument,
+and for the control service {"superlink"} besides, through which the nodes are reached; each further one {"run",
+"device"}. On standard output come {"share", "text"} while a run goes on, or for the control service what
+coordinator/telling.py sends; {"said"} for what a person should read; and {"status", "failed": [sentences], "again"} at
+a run's end, where `again` says that the run itself has no fault and is to be taken up anew. When the input ends, as
+the other process ended, however it did, this one is gone at once: a run survives that at any moment. On SIGTERM it ends
+the run at the SuperLink first.
 """
 
 import json
@@ -12,34 +15,43 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO
 
+import httpx
+
 from coordinator.events import Listener
 from coordinator.faults import exit_status, told
+from coordinator.telling import Teller
 
 TELL_SECONDS = 0.2  # between two reports of a visit's steps
+
+
+def _sender(out: TextIO) -> Callable[..., None]:
+    """What writes one message."""
+
+    def send(**message: Any) -> None:
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    return send
 
 
 class _Reporter(Listener):
     """Says how much of the run is done, and where it is."""
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+    def __init__(self, send: Callable[..., None]) -> None:
+        self._send = send
         self._stops, self._done, self._rounds = 1, 0, 1
         self._where = ""
         self._told = 0.0
         self.status = "failed"  # as long as the run has not ended
 
-    def send(self, **message: Any) -> None:
-        """Write one message."""
-        self._out.write(json.dumps(message) + "\n")
-        self._out.flush()
-
     def _tell(self, text: str, part: float = 0.0) -> None:
         self._told = time.monotonic()
-        self.send(share=min(1.0, (self._done + part) / max(self._stops, 1)), text=text)
+        self._send(share=min(1.0, (self._done + part) / max(self._stops, 1)), text=text)
 
     def run_began(self, run: str, stops: int, done: int) -> None:
         """The run begins or goes on."""
@@ -77,7 +89,7 @@ class _Reporter(Listener):
     def scored(self, stop: int, site: str, dsc: float | None) -> None:
         """A site could not score; everything else is in the table at the end."""
         if dsc is None:
-            self.send(said=f"stop {stop}: {site} could not be scored; the run will be incomplete")
+            self._send(said=f"stop {stop}: {site} could not be scored; the run will be incomplete")
 
     def run_ended(self, run: str, status: str) -> None:
         """The run ended."""
@@ -86,27 +98,37 @@ class _Reporter(Listener):
 
 def main() -> None:
     """Carry out runs until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the study, which ends this process
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other process, which ends this one
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    send = _sender(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # what a library prints is no message
     place = json.loads(sys.stdin.readline())
     orders: SimpleQueue[dict[str, str]] = SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    from coordinator.engine import Deployed
     from coordinator.home import Home
     from coordinator.simulate import carry_out
+    from coordinator.superlink import SuperLinkConfig
 
     home = Home(Path(place["home"]), place["database"])
+    engine = Deployed(SuperLinkConfig.of(place["superlink"])) if "superlink" in place else None
     while True:
         order = orders.get()
-        reporter = _Reporter(out)
-        failed = []
+        listener = _Reporter(send) if engine is None else Teller(send)
+        failed, again = [], False
         try:
-            carry_out(order["run"], home, device=order["device"], listener=reporter)
+            carry_out(order["run"], home, device=order["device"], listener=listener, engine=engine)
         except Exception as error:
-            if exit_status(error) is None:
+            again = engine is not None and _is_passing(error)
+            if exit_status(error) is None and not again:
                 raise
             failed = told(error)
-        reporter.send(status=reporter.status, failed=failed)
+        send(status=listener.status, failed=failed, again=again)
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether it is no fault of the run, but of the SuperLink or of a process that is about to end."""
+    return isinstance(error, httpx.HTTPError) or type(error).__name__ in ("NoSuperLink", "RunBusy")
 
 
 def _listen(orders: "SimpleQueue[dict[str, str]]") -> None:

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import IO, Any
@@ -19,10 +20,18 @@ STOP_SECONDS = 10.0
 Message = dict[str, Any]
 
 
-class _Worker:
-    """One process. What it says comes to `hear` with the worker itself, and None once it has ended."""
+class Worker:
+    """One process, which reaches the nodes through `superlink` if that is given.
 
-    def __init__(self, home: Home, hear: "Callable[[_Worker, Message | None], None]") -> None:
+    What it says comes to `hear` with the worker itself, and None once it has ended.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        hear: "Callable[[Worker, Message | None], None]",
+        superlink: Mapping[str, str | int] | None = None,
+    ) -> None:
         self.run = ""  # that it carries out
         self._hear = hear
         self._process = subprocess.Popen(
@@ -37,7 +46,8 @@ class _Worker:
         self._readers = [Thread(target=self._read_errors, daemon=True), Thread(target=self._read, daemon=True)]
         for reader in self._readers:
             reader.start()
-        self._write({"home": str(home.folder), "database": home.database})
+        place: Message = {"home": str(home.folder), "database": home.database}
+        self._write(place if superlink is None else {**place, "superlink": superlink})
 
     def give(self, run: str, device: str) -> None:
         """Have it carry out a run."""
@@ -50,6 +60,13 @@ class _Worker:
         if status >= 0:
             return f"with status {status}"
         return f"by {signal.Signals(-status).name}"
+
+    def end(self) -> None:
+        """Have the process end its run at the SuperLink as well, so that no node works on for nobody; then `stop`."""
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
+        self.stop()
 
     def stop(self) -> None:
         """End the process, which loses nothing, and wait for it."""
@@ -95,12 +112,12 @@ def carry_out_at_once(runs: Sequence[str], home: Home, device: str, workers: int
     of runs that are carried out one after another.
     """
     left = deque(runs)
-    heard: SimpleQueue[tuple[_Worker, Message | None]] = SimpleQueue()
-    idle: list[_Worker] = []
-    busy: set[_Worker] = set()
+    heard: SimpleQueue[tuple[Worker, Message | None]] = SimpleQueue()
+    idle: list[Worker] = []
+    busy: set[Worker] = set()
     failed: list[str] = []
 
-    def ended(worker: _Worker, status: str, sentences: Sequence[str]) -> None:
+    def ended(worker: Worker, status: str, sentences: Sequence[str]) -> None:
         busy.remove(worker)
         overview.ended(worker.run, status)
         for sentence in sentences:
@@ -111,7 +128,7 @@ def carry_out_at_once(runs: Sequence[str], home: Home, device: str, workers: int
     try:
         while left or busy:
             while left and len(busy) < workers:
-                worker = idle.pop() if idle else _Worker(home, lambda *said: heard.put(said))
+                worker = idle.pop() if idle else Worker(home, lambda *said: heard.put(said))
                 busy.add(worker)
                 run = left.popleft()
                 overview.began(run)

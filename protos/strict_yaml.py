@@ -1,18 +1,34 @@
 """YAML as `yaml.safe_load` reads it, but a key that stands twice is an error."""
 
+from collections import deque
 from typing import Any
 
 import yaml
+
+MOST_VALUES = 100_000  # in one document, every alias counted as what it stands for
 
 
 def load(text: str) -> Any:
     """What `text` says; raises yaml.YAMLError, and nothing else, for text that says nothing clear."""
     try:
-        return yaml.load(text, _UniqueKeys)  # noqa: S506  a SafeLoader
+        found = yaml.load(text, _UniqueKeys)  # noqa: S506  a SafeLoader
+        _check_size(found)
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
     except (ValueError, LookupError, ArithmeticError, AttributeError, TypeError) as error:
         raise yaml.YAMLError(str(error)) from error  # PyYAML lets these out for values like 2001-99-99
+    return found
+
+
+def _check_size(document: Any) -> None:
+    """Raise yaml.YAMLError for aliases that stand for so much, or for themselves, that nobody could write it out."""
+    left = deque([document])
+    for _ in range(MOST_VALUES):
+        if not left:
+            return
+        value = left.pop()
+        left.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+    raise yaml.YAMLError(f"it comes to more than {MOST_VALUES} values")
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -1,0 +1,170 @@
+"""The control service's runs: begun when it is their turn, each in a process of its own, and ended."""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from queue import Empty, SimpleQueue
+
+from sqlalchemy import select
+
+from coordinator.home import Home
+from coordinator.journal import Journal, note
+from coordinator.store import QueueRow, Run, SiteRow
+from coordinator.superlink import SuperLinkConfig
+from coordinator.turns import ENDED, Waiting, choose, put_back, queued
+from coordinator.workers import Message, Worker
+from protos.handover import SCHEMA_VERSION
+
+_log = logging.getLogger("locum.coordinator")
+
+LOOK_SECONDS = 1.0  # between two looks at the queue
+AGAIN_SECONDS = 5.0  # before a run is taken up anew whose process ended without the run's fault
+DEATHS = 3  # of a run's processes, one after the other without a stop made between, after which it has failed
+
+
+class Dispatcher:
+    """Carries out the queue's runs through the SuperLink, at most `workers` side by side.
+
+    One thread is in `carry_on`; the other methods may be called from any.
+    """
+
+    def __init__(self, home: Home, superlink: SuperLinkConfig, journal: Journal, workers: int) -> None:
+        self._home, self._superlink, self._journal, self._workers = home, superlink, journal, workers
+        self._store = home.store()
+        self._lock = threading.RLock()
+        self._heard: SimpleQueue[tuple[Worker, Message | None] | None] = SimpleQueue()
+        self._carried: dict[str, tuple[Worker, Waiting]] = {}
+        self._said: dict[str, str] = {}  # run -> what it was last said to wait for
+        self._deaths: Counter[str] = Counter()
+        self._rests: dict[str, float] = {}  # run -> when it may be taken up anew, by the monotonic clock
+
+    def carry_on(self, nodes: Callable[[], Mapping[str, bool]], until: Callable[[], bool]) -> None:
+        """Carry out what is queued until told otherwise; then all processes end, and their runs wait for their turn.
+
+        `nodes` says of every site with a registered node whether that is online.
+        """
+        put_back(self._store)
+        try:
+            while not until():
+                try:
+                    heard = self._heard.get(timeout=LOOK_SECONDS)
+                except Empty:
+                    heard = None
+                with self._lock:
+                    if heard is None or self._hear(*heard):
+                        self._begin(nodes)
+        finally:
+            with self._lock:
+                self._end_all()
+            put_back(self._store)
+
+    def wake(self) -> None:
+        """Have a look at the queue at once."""
+        self._heard.put(None)
+
+    def cancel(self, run: str) -> str:
+        """Take a run out of the queue and end its process; returns its status, `cancelled` unless it had ended."""
+        with self._lock:
+            if (carried := self._carried.pop(run, None)) is not None:
+                carried[0].end()
+            status = self._settle(run, "cancelled", [])
+        self.wake()
+        return status
+
+    def _begin(self, nodes: Callable[[], Mapping[str, bool]]) -> None:
+        """Begin what has its turn now, and say what the others wait for."""
+        now = time.monotonic()
+        queue = [one for one in queued(self._store) if one.run not in self._carried]
+        rested = [one for one in queue if self._rests.get(one.run, now) <= now]
+        carried = {run: waiting for run, (_, waiting) in self._carried.items()}
+        chosen, sentences = choose(rested, carried, self._workers, datetime.now(UTC), nodes)
+        for waiting in chosen:
+            self._rests.pop(waiting.run, None)
+            worker = Worker(self._home, lambda *heard: self._heard.put(heard), self._superlink.told())
+            self._carried[waiting.run] = worker, waiting
+            worker.give(waiting.run, "")
+            _log.info("Run %s begins or goes on.", waiting.run)
+        for run, sentence in sentences.items():
+            self._say(run, sentence)
+
+    def _hear(self, worker: Worker, message: Message | None) -> bool:
+        """Take in what a run's process says; True if that ended."""
+        run = worker.run
+        if run not in self._carried or self._carried[run][0] is not worker:
+            return False  # it was cancelled
+        if message is None:
+            self._died(run, worker)
+        elif "event" in message:
+            self._journal.write(run, message["event"], message["fields"])
+            if message["event"] == "stop_ended":
+                del self._deaths[run]
+        elif "site" in message:
+            with self._store.transaction() as session:
+                session.merge(SiteRow(name=message["site"], schema_version=SCHEMA_VERSION, cases=message["cases"]))
+        elif "said" in message:
+            _log.warning("%s: %s", run, message["said"])
+        else:
+            self._ended(run, worker, message)
+        return run not in self._carried
+
+    def _ended(self, run: str, worker: Worker, message: Message) -> None:
+        del self._carried[run]
+        worker.stop()
+        if message["again"]:
+            self._put_off(run, f"Run {run} waits until it can be taken up anew: {' '.join(message['failed'])}")
+        else:
+            self._settle(run, message["status"], message["failed"])
+
+    def _died(self, run: str, worker: Worker) -> None:
+        del self._carried[run]
+        worker.stop()
+        self._deaths[run] += 1
+        how = worker.how_it_ended()
+        if self._deaths[run] < DEATHS:
+            self._put_off(run, f"The process of run {run} ended {how}; it is taken up anew.")
+        else:
+            why = f"Run {run} failed: its process ended {how}, {DEATHS} times over; the service's log says more."
+            del self._deaths[run]
+            self._settle(run, "failed", [why])
+
+    def _put_off(self, run: str, sentence: str) -> None:
+        self._rests[run] = time.monotonic() + AGAIN_SECONDS
+        with self._store.transaction() as session:
+            row = session.get_one(Run, run)
+            row.status = "pending" if row.status not in ENDED else row.status
+        self._say(run, sentence)
+
+    def _settle(self, run: str, status: str, sentences: Sequence[str]) -> str:
+        """Take the run out of the queue for good; returns its status, which stays as it is where the run has ended."""
+        with self._store.transaction() as session:
+            row = session.get_one(Run, run)
+            queued_as = session.scalar(select(QueueRow).where(QueueRow.run_id == run))
+            if queued_as is not None:
+                session.delete(queued_as)
+                row.status = row.status if row.status in ENDED else status
+                for sentence in sentences:
+                    note(session, run, "failed", {"sentence": sentence})
+                note(session, run, "run_ended", {"status": row.status})
+            ended = row.status
+        self._said.pop(run, None)
+        self._journal.tell()
+        _log.info("Run %s: %s.", run, " ".join([ended, *sentences]))
+        return ended
+
+    def _say(self, run: str, sentence: str) -> None:
+        if self._said.get(run) != sentence:
+            self._said[run] = sentence
+            self._journal.write(run, "said", {"sentence": sentence})
+            _log.info("%s", sentence)
+
+    def _end_all(self) -> None:
+        workers = [worker for worker, _ in self._carried.values()]
+        self._carried.clear()
+        enders = [threading.Thread(target=worker.end) for worker in workers]
+        for ender in enders:
+            ender.start()
+        for ender in enders:
+            ender.join()
