@@ -55,7 +55,6 @@ RUN rm -rf /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/en
 FROM scratch AS locum
 COPY --from=trimmed / /
 COPY --from=build /opt/locum /opt/locum
-COPY deploy/node.yaml deploy/coordinator.yaml deploy/demo.yaml /etc/locum/
 ENV PATH=/opt/locum/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 HOME=/tmp \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MPLCONFIGDIR=/tmp FLWR_HOME=/tmp/flwr \
     FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
