@@ -14,11 +14,13 @@ import typer
 
 from coordinator.keys import ServerKeys, UnusableKey, server_keys, write_private
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
 COORDINATOR = "coordinator"  # the name by which the gateway, see deploy/gateway.conf, knows the coordinator
 
 
 def gateway_keys(authority: Path, folder: Path, names: Sequence[str]) -> ServerKeys:
-    """The gateway's certificate for `names` (host names and addresses) in `folder`, signed by the coordinator's authority.
+    """The gateway's certificate for `names` (host names and addresses), signed by the coordinator's authority.
 
     `authority` is the `keys` folder of the coordinator's home; what is not there yet is made. `folder` holds `ca.crt`,
     `server.crt` and `server.key` afterwards. A certificate that lasts and holds the names is kept. Raises UnusableKey
@@ -44,6 +46,7 @@ def _publish(certificate: Path, folder: Path) -> None:
     (folder / certificate.name).chmod(0o644)
 
 
+@app.command()
 def main(
     keys: Annotated[Path, typer.Argument(metavar="KEYS", help="The folder `keys` in the coordinator's home.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the gateway's certificate is to lie.")],
@@ -65,4 +68,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -13,21 +13,23 @@ from protos.plan import PhantomSite, Task
 
 KINDS = ("images", "labels")
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
+
+@app.command()
 def write(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where images and labels are to lie.")],
     task: Annotated[str, typer.Option(help=f"What is drawn: {', '.join(TASKS)}.")] = "organ",
     appearance: Annotated[int, typer.Option(help="Which hospital it looks like, 0 to 7.")] = 0,
     cases: Annotated[int, typer.Option(help="How many patients.")] = 40,
     size: Annotated[int, typer.Option(help="Pixels along rows and columns.")] = 64,
-    seed: Annotated[int, typer.Option(help="Another seed is another set of patients.")] = 0,
 ) -> None:
     """Write a synthetic hospital's images and labels, unless they are there."""
     if all((folder / kind).is_dir() for kind in KINDS):
         typer.echo(f"{folder} has images and labels already.")
         return
     try:
-        phantom = PhantomSite(task=task, appearance=appearance, cases=cases, size=size, seed=seed)
+        phantom = PhantomSite(task=task, appearance=appearance, cases=cases, size=size)
         _write_whole(phantom, folder)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
@@ -56,4 +58,4 @@ def _refused(sentence: str) -> typer.Exit:
 
 
 if __name__ == "__main__":
-    typer.run(write)
+    app()
