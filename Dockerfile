@@ -7,18 +7,23 @@ RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /u
  && install -d -o locum -g locum -m 755 /authority /public /reports
 
 
+# What the package needs, in a file of its own: the step that installs it is kept while that stays the same.
+FROM base AS wanted
+COPY pyproject.toml ./
+RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+print(*project["dependencies"], *project["optional-dependencies"]["postgres"], "setuptools", sep="\n")' > wanted.txt
+
+
 FROM base AS build
 RUN python -m venv /opt/locum
 ENV PATH=/opt/locum/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /build
-COPY pyproject.toml requirements.lock ./
+COPY requirements.lock ./
 # PyTorch first and from one index alone: the small build for processors, unless another index is named.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --constraint requirements.lock --no-deps --retries 1 --index-url "$TORCH_INDEX" torch
-# Without the sources this installs what they need, at the locked versions, and is kept while only the sources change.
-RUN touch README.md LICENSE \
- && pip install --constraint requirements.lock setuptools \
- && pip install --constraint requirements.lock --no-build-isolation '.[postgres]'
+COPY --from=wanted wanted.txt ./
+RUN pip install --constraint requirements.lock --requirement wanted.txt
 # torch/bin/torch_shm_manager stays: `import torch` wants it.
 RUN cd /opt/locum/lib/python3.11/site-packages \
  && find torch/bin -mindepth 1 ! -name torch_shm_manager -delete \
@@ -26,6 +31,7 @@ RUN cd /opt/locum/lib/python3.11/site-packages \
  && find . -name '*.a' -delete \
  && find . -type d -name tests -prune -exec rm -rf {} + \
  && find . -type d -name include -prune -exec rm -rf {} +
+COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
 COPY strategies strategies
 COPY node node
