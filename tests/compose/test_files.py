@@ -201,8 +201,11 @@ def test_the_gateway_verifies_whom_it_passes_calls_to_and_keeps_none() -> None:
 def test_the_demo_is_that_of_the_command_line_with_names_for_sites() -> None:
     here = load_scenario(DEPLOY / "demo.yaml", [])
     there = load_scenario(ROOT / "coordinator" / "demo.yaml", [])
-    sites = {"sites", "unseen"}
-    assert here.model_dump(exclude=sites) == there.model_dump(exclude=sites)
+    apart = {"sites", "unseen", "study"}
+    assert here.model_dump(exclude=apart) == there.model_dump(exclude=apart)
+    methods, joint = (list(scenario.runs()) for scenario in (here, there))
+    assert [run.strategy for run in methods[:-1]] == [run.strategy for run in joint[:-1]]
+    assert (methods[-1].strategy.name, joint[-1].strategy.name) == ("joint-fedavg", "joint")
     assert [site.name for site in (*here.sites, *here.unseen)] == list(HOSPITALS)
     assert [site.name for site in (*there.sites, *there.unseen)] == list(HOSPITALS)
     for number, site in enumerate((*there.sites, *there.unseen)):

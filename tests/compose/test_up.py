@@ -64,7 +64,7 @@ class Deployment:
         return str(found["NetworkSettings"]["Networks"][f"{PROJECT}_{network}"]["IPAddress"])
 
     def online(self) -> set[str]:
-        return {site["name"] for site in json.loads(self.locum("sites", "--json"))["sites"] if site["online"]}
+        return {site["site"] for site in json.loads(self.locum("sites", "--json"))["sites"] if site["online"]}
 
     def runs(self) -> dict[str, str]:
         return {run["run"]: run["status"] for run in json.loads(self.locum("runs", "--json"))["runs"]}
@@ -173,7 +173,7 @@ def test_a_container_is_locked(service: str, up: Deployment) -> None:
 def test_the_image_holds_no_pip_no_headers_and_no_tests(up: Deployment) -> None:
     up.inside("coordinator", "python", "-c", "import torch, monai, coordinator.server, node.app")
     assert "No module named" in up.inside("coordinator", "sh", "-c", "python -m pip 2>&1 || true")
-    for searched in ("-type d -name tests", "-type d -name include", "-name pip", "-name '*.a'", "-name 'pytest*'"):
+    for searched in ("-type d -name tests", "-type d -name include", "-name pip", "-name '*.a'", "-name _pytest"):
         assert up.inside("coordinator", "sh", "-c", f"find /opt/locum/lib {searched}") == ""
 
 
