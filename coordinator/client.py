@@ -28,12 +28,16 @@ class Refused(Exception):
     """The coordinator refuses a call; every line is a sentence."""
 
 
+class ServiceFailed(Exception):
+    """The coordinator could not do what it was asked; every line is a sentence."""
+
+
 class Unreachable(Exception):
-    """The coordinator does not answer, or failed at a call; one sentence."""
+    """The coordinator does not answer; one sentence."""
 
 
 class Coordinator:
-    """The control service at `address` (host:port); calls raise Refused or Unreachable.
+    """The control service at `address` (host:port); calls raise Refused, ServiceFailed or Unreachable.
 
     `token` and `authority` are files: the service's token, and the certificate of who signed the service's own.
     """
@@ -159,8 +163,10 @@ class Coordinator:
                     f"The coordinator at {self._address} does not know the token in {self._token}; give its own with "
                     "--token."
                 ) from error
+            if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise Refused("The coordinator does not take in so much at once; submit a smaller scenario.") from error
             if code == grpc.StatusCode.INTERNAL and details.endswith("."):
-                raise Unreachable(details) from error
+                raise ServiceFailed(details) from error
             if "CERTIFICATE_VERIFY_FAILED" in details or "Peer name" in details:
                 raise Refused(
                     f"The certificate at {self._address} is not signed by {self._authority}, or is for other names; "

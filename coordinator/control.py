@@ -61,7 +61,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  #
     def Submit(self, request: pb.SubmitRequest, context: Any) -> pb.SubmitResponse:
         """Write down a scenario's runs and queue them."""
         with _answering(context):
-            after = listing.full_name(request.after, self._home) if request.HasField("after") else None
+            after = self._named(request.after) if request.HasField("after") else None
             source = request.source if 0 < len(request.source) <= 200 and request.source.isprintable() else "scenario"
             with self._submitting:
                 runs = submit(request.scenario, source, request.overrides, self._home)
@@ -82,7 +82,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  #
     def Show(self, request: pb.ShowRequest, context: Any) -> pb.ShowResponse:
         """One run."""
         with _answering(context):
-            run = listing.full_name(request.run, self._home)
+            run = self._named(request.run)
             summary, row = summary_of(run, self._home), self._store.run(run)
             row.status = summary.status
             return pb.ShowResponse(
@@ -95,7 +95,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  #
             if not self._watchers.acquire(blocking=False):
                 raise NotPossible(f"{WATCHERS} others are watching already; try again later.")
             try:
-                yield from self._events(listing.full_name(request.run, self._home), request.after, context)
+                yield from self._events(self._named(request.run), request.after, context)
             finally:
                 self._watchers.release()
 
@@ -119,13 +119,13 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  #
     def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:
         """End a run, which may go on later."""
         with _answering(context):
-            run = listing.full_name(request.run, self._home)
+            run = self._named(request.run)
             return pb.CancelResponse(run=run, status=self._dispatcher.cancel(run))
 
     def Resume(self, request: pb.ResumeRequest, context: Any) -> pb.ResumeResponse:
         """Queue a run again; one that is done or queued stays as it is."""
         with _answering(context):
-            run = listing.full_name(request.run, self._home)
+            run = self._named(request.run)
             row = self._store.run(run)
             if row.data is not None:
                 raise NotPossible(f"Run {run} is a simulation's; resume it without --coordinator.")
@@ -140,7 +140,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  #
     def Skip(self, request: pb.SkipRequest, context: Any) -> pb.SkipResponse:
         """Let a run go on without a stop, or a rehearsal."""
         with _answering(context):
-            run = listing.full_name(request.run, self._home)
+            run = self._named(request.run)
             if request.HasField("rehearsal_at"):
                 skip_rehearsal(run, request.stop, request.rehearsal_at, self._home, by=request.by, why=request.why)
             else:
@@ -159,7 +159,10 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  #
         """Let the node with a key be a site's."""
         with _answering(context):
             name = _site_name(request.name)
-            key = keys.parse_public_key(request.public_key, f"site {name}")
+            try:
+                key = keys.parse_public_key(request.public_key, f"site {name}")
+            except keys.UnusableKey as error:
+                raise NotPossible(str(error)) from error
             for node in self._nodes():
                 if (node.name == name) != (keys.parse_public_key(node.public_key, name) == key):
                     if node.name == name:
@@ -189,6 +192,11 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  #
                     link.remove(node.number)
             _log.info("Site %s: its node was removed.", request.name)
             return pb.RemoveNodeResponse()
+
+    def _named(self, run: str) -> str:
+        if not run:
+            raise NotPossible("The request names no run.")  # every name begins with nothing
+        return listing.full_name(run, self._home)
 
     def _queued(self, run: str) -> bool:
         with self._store.transaction() as session:

@@ -10,7 +10,7 @@ _STATUSES = {
     **dict.fromkeys(("VisitFailed", "MissingArtifact", "StoreUnusable", "NoSuperLink", "UnusableKey"), FAILED),
     # of the control service, and of those who ask it
     **dict.fromkeys(("ConfigError", "NotPossible", "NoCoordinator", "NoTime", "Refused"), USAGE),
-    **dict.fromkeys(("ServiceBusy", "Unreachable"), FAILED),
+    **dict.fromkeys(("ServiceBusy", "ServiceFailed", "Unreachable"), FAILED),
 }
 _OF_ONE_RUN = {"VisitFailed", "MissingArtifact"}
 

@@ -37,6 +37,18 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(text, line) -> None:
     assert refused.value.problem_mark.line + 1 == line
 
 
+@pytest.mark.parametrize("text", ["a: &a [*a]", "a: &a {b: *a}"], ids=["list", "mapping"])
+def test_what_holds_itself_is_refused(text) -> None:
+    with pytest.raises(yaml.YAMLError, match="more than"):
+        load(text)
+
+
+def test_aliases_that_multiply_are_refused_before_anything_is_made_of_them() -> None:
+    doubled = "\n".join(f"k{n + 1}: &k{n + 1} [*k{n}, *k{n}]" for n in range(60))
+    with pytest.raises(yaml.YAMLError, match="more than"):
+        load(f"k0: &k0 [x, x]\n{doubled}")
+
+
 def test_an_own_key_may_override_a_merged_one() -> None:
     assert load("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}")["b"] == {"x": 1, "y": 3}
 
