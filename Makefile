@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test check format storm bench clean
+.PHONY: demo test check format storm test-compose bench clean
 
 demo: $(STAMP)
 	$(BIN)/locum simulate --workers 2
@@ -24,6 +24,9 @@ format: $(STAMP)
 
 storm: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m storm
+
+test-compose: $(STAMP)
+	$(BIN)/pytest -m compose tests/compose
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
