@@ -119,12 +119,12 @@ def carry_out(run: str, home: Home, *, device: str, listener: Listener, engine: 
     """
     row = home.store().run(run)
     scenario = Scenario.model_validate(row.scenario)
+    engine = engine or InProcess()
     deployed = row.data is None
-    if deployed and engine is None:
+    if deployed and isinstance(engine, InProcess):
         raise ScenarioError(
             f"Run {run} is made by a deployment's own nodes; go on with it with --coordinator, which has them."
         )
-    engine = engine or InProcess()
     every = {site.name for site in (*scenario.sites, *scenario.unseen)}
     open_sites = {site for stop in row.stops if stop.status not in SETTLED for site in (*stop.sites, *stop.rehearsing)}
     may_be_gone = every - open_sites if row.stops else ()  # a run that goes on can do without the others
