@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test check format storm test-compose bench clean
+.PHONY: demo test check format storm faults test-compose bench clean
 
 demo: $(STAMP)
 	$(BIN)/locum simulate --workers 2
@@ -24,6 +24,9 @@ format: $(STAMP)
 
 storm: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m storm
+
+faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m faults
 
 test-compose: $(STAMP)
 	$(BIN)/pytest -m compose tests/compose

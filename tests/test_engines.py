@@ -109,6 +109,7 @@ def left(desk: Desk, site: str, run: str) -> list[str]:
     return [verdict for way, sort, verdict, *_ in crossings(desk, site, run) if (way, sort) == ("out", VISIT)]
 
 
+@pytest.mark.faults
 def test_a_killed_worker_is_told_and_the_run_goes_on(deployed: Deployment, desk: Desk) -> None:
     undisturbed = outcome(desk.row(desk.simulate(*SLOW)))
     run, east = deployed.desk.begin(*SLOW), deployed.sites["east"].home
@@ -133,6 +134,7 @@ def replied(home: Path, before: set[Path]) -> bool:
     return bool(set((home / "replies").iterdir()) - before)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("moment", ["in the visit", "between work and reply"])
 def test_a_killed_node_comes_back_and_the_run_ends_by_itself(moment: str, deployed: Deployment, desk: Desk) -> None:
     undisturbed = outcome(desk.row(desk.simulate(*SLOW)))

@@ -9,6 +9,8 @@ import pytest
 from tests.conftest import Desk
 from tests.coordinator.serving import Served, assert_as_in_process, in_process, two_sites, wait_for
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
