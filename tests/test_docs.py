@@ -170,7 +170,7 @@ def test_the_map_of_the_rooms_names_every_module() -> None:
     for room in ("protos", "strategies", "node", "coordinator"):
         for path in (ROOT / room).rglob("*.py"):
             name = path.relative_to(ROOT)
-            generated = name.name.endswith("_pb2.py") or "migrations" in name.parts
+            generated = name.name.endswith(("_pb2.py", "_pb2_grpc.py")) or "migrations" in name.parts
             if name.name != "__init__.py" and not generated:
                 assert name.name in text, f"docs/architecture.md does not say what {name} is for"
 

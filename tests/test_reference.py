@@ -10,10 +10,13 @@ import pytest
 import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from typer.main import get_command
 
 from coordinator import faults
+from coordinator.gateway import app as make_gateway_keys
 from coordinator.listing import installed_strategies
 from coordinator.scenario import Scenario
+from node.phantoms.__main__ import app as write_phantoms
 from node.policy import Policy
 from tests.pages import ROOT, blocks, commands, every_page
 
@@ -51,6 +54,7 @@ def test_cli_page_has_no_section_of_a_command_that_is_not_there() -> None:
 def test_options_and_commands_named_in_prose_exist(page: Path) -> None:
     known = FOREIGN_OPTIONS.union(*(options(command) for _, command in commands()))
     known |= set(re.findall(r"--[a-z-]+", (ROOT / "benchmarks" / "overhead.py").read_text()))
+    known = known.union(*(options(get_command(tool)) for tool in (make_gateway_keys, write_phantoms)))
     assert mentioned(page.read_text()) <= known
     said = set(re.findall(r"`(locum(?:-node)? [a-z]+)", page.read_text()))
     planned = set(re.findall(r"`(locum(?:-node)? [a-z]+)[^`]*` \(planned\)", page.read_text()))

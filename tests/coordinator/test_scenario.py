@@ -249,7 +249,7 @@ MISTAKES = {
     "trainig: {steps: 3}": "my.yaml: trainig: unknown key; did you mean training?",
     "training: {stps: 3}": "my.yaml: training.stps: unknown key; did you mean steps?",
     "zzz: 3": "my.yaml: zzz: unknown key; remove it; known here: name, task, sites, unseen, order, strategy, network, "
-    "training, split, scored, seed, study.",
+    "training, split, scored, patience, seed, study.",
     "training: {steps: many}": "my.yaml: training.steps: should be a whole number, not 'many'.",
     "training: {steps: -3}": "my.yaml: training.steps: should be greater than or equal to 0, not -3.",
     "training: {lr: .inf}": "my.yaml: training.lr: should be a finite number, not inf.",
