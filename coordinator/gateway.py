@@ -5,14 +5,13 @@ stays where it is.
 """
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from coordinator.keys import ServerKeys, UnusableKey, server_keys, write_private
+from coordinator.keys import ServerKeys, UnusableKey, server_keys
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -28,17 +27,9 @@ def gateway_keys(authority: Path, folder: Path, names: Sequence[str]) -> ServerK
     """
     if not (authority / "ca.key").exists():
         server_keys(authority, [COORDINATOR])
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
-        for source in (authority / "ca.crt", authority / "ca.key", folder / "server.crt", folder / "server.key"):
-            if source.exists():
-                shutil.copy(source, work)
-        made = server_keys(work, names)
-        write_private(folder / "server.key", made.key.read_bytes())
-        for public in (made.authority, made.certificate):
-            _publish(public, folder)
-    return ServerKeys(folder / "ca.crt", folder / "server.crt", folder / "server.key")
+    made = server_keys(folder, names, authority)
+    _publish(made.authority, folder)
+    return ServerKeys(folder / "ca.crt", made.certificate, made.key)
 
 
 def _publish(certificate: Path, folder: Path) -> None:

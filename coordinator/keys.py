@@ -44,15 +44,18 @@ class ServerKeys:
     key: Path
 
 
-def server_keys(folder: Path, names: Sequence[str]) -> ServerKeys:
-    """The certificate of a server that answers to `names` (host names and addresses), signed by the folder's authority.
+def server_keys(folder: Path, names: Sequence[str], authority: Path | None = None) -> ServerKeys:
+    """The certificate of a server that answers to `names` (host names and addresses), signed by an authority.
 
-    Files: `ca.crt`, which every node gets, `ca.key`, which nobody gets, `server.crt`, `server.key`. The certificate is
-    made anew when it soon ends or does not hold all the names. Raises UnusableKey.
+    Files: `ca.crt`, which every node gets, and `ca.key`, which nobody gets, in the folder `authority` (default:
+    `folder`), where they are made if need be; `server.crt` and `server.key` in `folder`. The certificate is made anew
+    when it soon ends or does not hold all the names. Raises UnusableKey and OSError.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    keys = ServerKeys(folder / "ca.crt", folder / "server.crt", folder / "server.key")
-    authority_key = _authority(folder)
+    authority = authority or folder
+    for place in (authority, folder):
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keys = ServerKeys(authority / "ca.crt", folder / "server.crt", folder / "server.key")
+    authority_key = _authority(authority)
     if not (keys.key.exists() and _serves(keys, names)):
         key = ec.generate_private_key(ec.SECP256R1())
         issuer = _certificate(keys.authority).subject

@@ -184,8 +184,8 @@ class _Service:
             handed = time.monotonic()
             if arrived.kind != PROGRESS:
                 _log.info("%s: worked %.1f s, handed in within %.1f s.", arrived.kind, done - began, handed - done)
-            needed = (part for one in list(self._open.values()) for part in one.parts)
-            self._objects.trim({*needed, *self._replies.parts()})
+                needed = (part for one in list(self._open.values()) for part in one.parts)
+                self._objects.trim({*needed, *self._replies.parts()})
         except Ended:
             _log.info("The run ended at the coordinator before the reply to its %s arrived.", arrived.kind)
         except Exception:
