@@ -23,9 +23,11 @@ from sqlalchemy.orm import Mapped, mapped_column
 from node.database import Base
 from node.privacy import Release, Updates
 from protos.handover import Kind
+from protos.software import installed
 
 GENESIS = "0" * 64  # stands for the hash before the first entry
 _LONGEST = 1000  # characters of a text from outside
+_LATER = ("privacy", "software", "code_sha256")  # columns that the hashes of older entries know nothing of
 
 
 class Direction(StrEnum):
@@ -90,6 +92,8 @@ class Entry(Base):
     metrics: Mapped[str]  # JSON, name -> value
     manifest: Mapped[bytes | None]
     privacy: Mapped[str | None]  # JSON, a Release
+    software: Mapped[str | None]  # what was at work: name and version
+    code_sha256: Mapped[str | None] = mapped_column(String(64))  # and the digest of its code, see protos/software.py
     hash: Mapped[str] = mapped_column(String(64))
 
 
@@ -139,6 +143,8 @@ class Ledger:
             "metrics": json.dumps(crossing.metrics),
             "manifest": None if crossing.manifest is None else zlib.compress(crossing.manifest),
             "privacy": None,
+            "software": installed().name,
+            "code_sha256": installed().code,
         }
         try:
             with self._writer.begin() as connection:
@@ -179,6 +185,25 @@ class Ledger:
         with self._reader.connect() as connection:
             yield from connection.execution_options(yield_per=500).execute(query)
 
+    def code(self) -> list[Row[Any]]:
+        """What was at work, in the order of its first entry: software, code_sha256, first and last entry, entries.
+
+        The first two are None for entries of releases that did not note them.
+        """
+        query = (
+            select(
+                Entry.software,
+                Entry.code_sha256,
+                func.min(Entry.seq).label("first"),
+                func.max(Entry.seq).label("last"),
+                func.count().label("entries"),
+            )
+            .group_by(Entry.software, Entry.code_sha256)
+            .order_by(func.min(Entry.seq))
+        )
+        with self._reader.connect() as connection:
+            return list(connection.execute(query))
+
     def verify(self, expected_head: str | None = None) -> list[str]:
         """Recompute the whole chain; one sentence per fault, none when it is sound.
 
@@ -213,8 +238,9 @@ def _last_release(connection: Connection) -> Release | None:
 def _link(previous: str, columns: Mapping[str, Any]) -> str:
     """The hash of an entry whose predecessor has the hash `previous`."""
     fields = {name: value for name, value in columns.items() if name != "hash"}
-    if fields["privacy"] is None:  # a later column, which the hashes of older entries know nothing of
-        del fields["privacy"]
+    for name in _LATER:
+        if fields[name] is None:
+            del fields[name]
     if isinstance(fields["manifest"], bytes):
         fields["manifest"] = hashlib.sha256(fields["manifest"]).hexdigest()
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=repr)

@@ -67,14 +67,19 @@ def print_ledger(ledger: Ledger, *, json: bool = False, limit: int | None = None
 
 def _verify(ledger: Ledger, head: str | None, json: bool) -> int:
     faults = ledger.verify(head.strip().lower() if head else None)
-    count, now = ledger.count(), ledger.head()
+    count, now, code = ledger.count(), ledger.head(), ledger.code()
     if json:
-        _write(jsons.dumps({"sound": not faults, "entries": count, "head": now, "faults": faults}))
+        spans = [dict(span._asdict()) for span in code]
+        _write(jsons.dumps({"sound": not faults, "entries": count, "head": now, "faults": faults, "code": spans}))
     elif faults:
         for fault in faults:
             _write(clean(fault))
     else:
         _write(f"The ledger is sound: {count} entries, head {now}")
+        for span in code:
+            known = f"{span.software}, code {span.code_sha256}"
+            what = "a release that noted no code" if span.software is None else known
+            _write(clean(f"Written by {what}: {span.entries} entries, {span.first} to {span.last}"))
         _write("Note the head elsewhere; `locum-node ledger --head` can then show that no later entry was cut off.")
     return FAULTY if faults else SOUND
 
@@ -114,7 +119,7 @@ def _print_tables(entries: Iterator[Row[Any]]) -> None:
     console = Console()
     for first in entries:
         table = Table(
-            "", "time (UTC)", "way", "run", "stop", "message", "strategy", "verdict", "what passed, or why not"
+            "", "time (UTC)", "way", "run", "stop", "message", "strategy", "code", "verdict", "what passed, or why not"
         )
         for entry in chain([first], islice(entries, _PAGE - 1)):
             table.add_row(*(Text(clean(cell)) for cell in _cells(entry)), style=None if entry.code == "" else "red")
@@ -132,6 +137,7 @@ def _cells(entry: Row[Any]) -> list[str]:
         stop,
         f"{entry.message_type} {entry.action}".strip(),
         entry.strategy,
+        (entry.code_sha256 or "")[:8],
         verdict,
         entry.detail or _passed(entry),
     ]

@@ -26,6 +26,7 @@ from node.replies import Replies
 from node.service_config import ConfigError, ServiceConfig
 from node.workers import Answer, Workers
 from protos.messages import PROGRESS, VISIT
+from protos.software import installed
 
 _log = logging.getLogger("locum.node.serving")
 
@@ -63,7 +64,8 @@ def serve(config: ServiceConfig, stop: threading.Event) -> None:
     store = _Store.of(config)
     with _alone(config.home), Workers(config, store.objects) as workers:
         store.prepare()
-        _log.info("Site %s, key %s.", config.site, public)
+        software = installed()
+        _log.info("Site %s, key %s, %s, code %s.", config.site, public, software.name, software.code)
         while not stop.is_set():
             with Fleet(config.coordinator, config.authority, read_key(config.key_file)) as fleet:
                 if not _sign_on(fleet, config.home / "node-id", stop):

@@ -38,6 +38,7 @@ from node.guard import report_failure
 from node.objects import Objects
 from node.settings import SiteSettings
 from protos.refusals import Refusal, RefusalCode
+from protos.software import installed
 from strategies.registry import STRATEGIES, strategy_class
 
 _LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
@@ -47,6 +48,7 @@ def main() -> None:
     """Fork when told to, until the node's process is gone."""
     for name in STRATEGIES:  # else every forked process would import its strategy anew
         strategy_class(name)
+    installed()  # the ledger's word on what runs here is of now, whatever is installed meanwhile
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the node's process decides
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forked
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr)

@@ -11,6 +11,7 @@ import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from node.ledger_view import FAULTY, NO_LEDGER, SOUND, run_ledger
 from node.privacy import Updates, epsilon
 from protos.handover import Kind, manifest_of
 from protos.refusals import Refusal, RefusalCode
+from protos.software import code_digest
 from tests.node.guarded import small_handover
 
 UPDATES = Updates(clip=1.5, noise=10, delta=1e-5)
@@ -166,16 +168,18 @@ def test_what_cannot_be_written_is_said(ledger: Ledger, tamper) -> None:
         ledger.record(crossing())
 
 
-def test_a_ledger_of_an_older_release_is_read_and_goes_on(tmp_path: Path) -> None:
-    """Its table has no column `privacy`, and its hashes are over the others."""
+@pytest.mark.parametrize("later", [{"software", "code_sha256"}, {"software", "code_sha256", "privacy"}])
+def test_a_ledger_of_an_older_release_is_read_and_goes_on(tmp_path: Path, later: set[str], capsys) -> None:
+    """Its table lacks the columns that came later, and its hashes are over the others."""
     ledger = Ledger(open_database(tmp_path / "new"))
     for number in range(3):
         ledger.record(crossing(number, updates=None))
-    columns = [column for column in TABLE.columns if column.name != "privacy"]
+    columns = [column for column in TABLE.columns if column.name not in later]
     head, rows = GENESIS, []
     for entry in ledger.entries():
         row = {column.name: getattr(entry, column.name) for column in columns if column.name != "hash"}
         hashed = row | {"manifest": hashlib.sha256(row["manifest"]).hexdigest()}
+        hashed = {name: value for name, value in hashed.items() if name != "privacy" or value is not None}
         canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
         head = hashlib.sha256(f"{head}\n{canonical}".encode()).hexdigest()
         rows.append([*row.values(), head])
@@ -192,6 +196,11 @@ def test_a_ledger_of_an_older_release_is_read_and_goes_on(tmp_path: Path) -> Non
     assert release.releases == {10.0: 1}
     assert old.verify(head) == []
     assert [entry.privacy is None for entry in old.entries()] == [True, True, True, False]
+    assert [entry.code_sha256 for entry in old.entries()] == [None, None, None, code_digest()]
+    assert run_ledger(tmp_path, verify=True) == SOUND
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1] == "Written by a release that noted no code: 3 entries, 1 to 3"
+    assert shown[2].startswith("Written by locum ")
 
 
 def test_releases_add_up_however_many_write_at_once(tmp_path: Path) -> None:
@@ -362,12 +371,16 @@ def test_json_for_programs(tmp_path: Path, ledger: Ledger, capsys) -> None:
 def test_verification(tmp_path: Path, ledger: Ledger, tamper, capsys) -> None:
     head = ledger.head()
     assert run_ledger(tmp_path, verify=True, head=head.upper()) == SOUND
-    assert f"sound: 6 entries, head {head}" in capsys.readouterr().out
+    sound, code, _ = capsys.readouterr().out.splitlines()
+    assert sound == f"The ledger is sound: 6 entries, head {head}"
+    assert code == f"Written by locum {version('locum')}, code {code_digest()}: 6 entries, 1 to 6"
     tamper("UPDATE ledger SET metrics = '{}' WHERE seq = 2")
     assert run_ledger(tmp_path, verify=True) == FAULTY
     assert "Entry 2" in capsys.readouterr().out
     assert run_ledger(tmp_path, verify=True, json=True) == FAULTY
-    assert json.loads(capsys.readouterr().out)["sound"] is False
+    told = json.loads(capsys.readouterr().out)
+    assert told["sound"] is False
+    assert [(span["code_sha256"], span["entries"]) for span in told["code"]] == [(code_digest(), 6)]
 
 
 def test_an_entry_that_cannot_be_shown(tmp_path: Path, ledger: Ledger, tamper, capsys) -> None:
