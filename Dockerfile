@@ -33,6 +33,7 @@ RUN cd /opt/locum/lib/python3.11/site-packages \
  && find . -type d -name include -prune -exec rm -rf {} +
 COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
+COPY pages pages
 COPY strategies strategies
 COPY node node
 COPY coordinator coordinator

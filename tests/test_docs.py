@@ -30,7 +30,7 @@ from node.phantoms import write_phantoms
 from protos.plan import PhantomSite, Task
 from strategies.registry import STRATEGIES
 from tests.conftest import Desk
-from tests.pages import PROGRAMS, ROOT, Block, blocks, commands, every_page
+from tests.documentation import PROGRAMS, ROOT, Block, blocks, commands, every_page
 from tests.strategies import test_contract as contract
 
 # Their commands run; those of other pages are long, or need data that is not here, and are only parsed.
@@ -149,7 +149,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 @every_page
 def test_files_named_in_code_style_exist(page: Path) -> None:
-    rooms = "protos|strategies|node|coordinator|tests|docs|scenarios|benchmarks"
+    rooms = "protos|pages|strategies|node|coordinator|tests|docs|scenarios|benchmarks"
     for name in re.findall(rf"`((?:{rooms})/[\w./-]*)`", page.read_text()):
         assert (ROOT / name).exists(), f"{name} is not there"
 
@@ -167,7 +167,7 @@ def test_the_readme_shows_the_demo_as_it_is() -> None:
 
 def test_the_map_of_the_rooms_names_every_module() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    for room in ("protos", "strategies", "node", "coordinator"):
+    for room in ("protos", "pages", "strategies", "node", "coordinator"):
         for path in (ROOT / room).rglob("*.py"):
             name = path.relative_to(ROOT)
             generated = name.name.endswith(("_pb2.py", "_pb2_grpc.py")) or "migrations" in name.parts

@@ -18,7 +18,7 @@ from coordinator.listing import installed_strategies
 from coordinator.scenario import Scenario
 from node.phantoms.__main__ import app as write_phantoms
 from node.policy import Policy
-from tests.pages import ROOT, blocks, commands, every_page
+from tests.documentation import ROOT, blocks, commands, every_page
 
 CLI = (ROOT / "docs" / "cli.md").read_text()
 FOREIGN_OPTIONS = {"--help"}  # everybody's

@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[1]
 # Room -> the rooms below it, which are all that it may import.
 BELOW = {
     "protos": set[str](),
+    "pages": set[str](),
     "strategies": {"protos"},
-    "node": {"protos", "strategies"},
-    "coordinator": {"protos", "strategies"},
+    "node": {"protos", "strategies", "pages"},
+    "coordinator": {"protos", "strategies", "pages"},
 }
 IN_PROCESS_GRID = Path("coordinator/grid.py")  # the one file that puts nodes and coordinator into one process
 

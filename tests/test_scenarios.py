@@ -14,7 +14,7 @@ from coordinator.scenario import load_scenario
 from coordinator.simulate import begin_all
 from coordinator.store import sqlite_url
 from protos.plan import StrategyChoice
-from tests.pages import ROOT, blocks
+from tests.documentation import ROOT, blocks
 
 FOLDER = ROOT / "scenarios"
 SCENARIOS = {str(path.relative_to(FOLDER)): path for path in sorted(FOLDER.rglob("*.yaml"))}

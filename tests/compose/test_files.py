@@ -16,7 +16,7 @@ from coordinator.scenario import load_scenario
 from coordinator.serve_config import ServeConfig
 from node.policy import Policy
 from node.service_config import ServiceConfig
-from tests.pages import ROOT
+from tests.documentation import ROOT
 
 DEPLOY = ROOT / "deploy"
 FILE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

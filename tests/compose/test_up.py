@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.pages import ROOT
+from tests.documentation import ROOT
 
 PROJECT = "locum-test"
 HOSPITALS = ("north", "east", "south", "west", "island")

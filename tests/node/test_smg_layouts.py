@@ -21,8 +21,8 @@ from node.data.excerpt import read_excerpt
 from node.data.source import Unreadable
 from node.data.splits import split_cases
 from protos.plan import GroupByPattern, Split
+from tests.documentation import ROOT
 from tests.node.folders import sentences, source_of
-from tests.pages import ROOT
 
 HEART = ("background", "left ventricle", "myocardium", "right ventricle")
 HEADER = ",External code,VendorName,Vendor,Centre,ED,ES,Age,Pathology,Sex,Height,Weight"

@@ -1,0 +1,93 @@
+// Draws every <figure data-chart="ADDRESS">: its JSON holds `x` {label, time}, `series` [{label, unit}] and `values`, the
+// x first. With data-topic it is drawn anew whenever that topic changes. data-shape is "line" (default) or "bars".
+"use strict";
+
+(() => {
+  const HEIGHT = 240;
+  const UNITS = ["", "k", "M", "G", "T"];
+  const drawn = new WeakMap();
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  const amount = (value, unit) => {
+    if (value === null || value === undefined) return "–";
+    if (unit !== "bytes") return Math.abs(value) >= 1000 ? value.toLocaleString("en") : String(+value.toPrecision(4));
+    let place = 0;
+    while (Math.abs(value) >= 1000 && place < UNITS.length - 1) {
+      value /= 1000;
+      place += 1;
+    }
+    return `${+value.toPrecision(3)} ${UNITS[place]}B`;
+  };
+
+  const options = (told, width, shape) => {
+    const line = { stroke: colour("--ink"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
+    const unit = told.series.length ? told.series[0].unit : "";
+    const bars = shape === "bars" ? uPlot.paths.bars({ size: [0.6, 40] }) : undefined;
+    return {
+      width,
+      height: HEIGHT,
+      scales: { x: { time: Boolean(told.x.time) } },
+      axes: [
+        { ...line, label: told.x.label, labelSize: 22 },
+        { ...line, size: 70, values: (_, ticks) => ticks.map((tick) => amount(tick, unit)) },
+      ],
+      series: [
+        { label: told.x.label, ...(told.x.time ? {} : { value: (_, value) => amount(value, "") }) },
+        ...told.series.map((series, number) => ({
+          label: series.label,
+          stroke: colour(`--series-${(number % 8) + 1}`),
+          fill: bars ? colour(`--series-${(number % 8) + 1}`) : undefined,
+          paths: bars,
+          width: 2,
+          spanGaps: true,
+          points: { show: told.values[0].length < 40 },
+          value: (_, value) => amount(value, series.unit),
+        })),
+      ],
+    };
+  };
+
+  const draw = async (figure) => {
+    const place = figure.querySelector("[data-plot]");
+    let told;
+    try {
+      const answer = await fetch(figure.dataset.chart, { headers: { accept: "application/json" } });
+      if (!answer.ok) throw new Error(String(answer.status));
+      told = await answer.json();
+    } catch (error) {
+      if (!drawn.has(figure)) place.textContent = "The chart could not be loaded.";
+      return;
+    }
+    const before = drawn.get(figure);
+    if (before && before.plot && before.series === JSON.stringify(told.series) && before.dark === dark.matches) {
+      before.plot.setData(told.values);
+      return;
+    }
+    if (before && before.plot) before.plot.destroy();
+    place.textContent = told.values[0].length ? "" : "Nothing to draw yet.";
+    const plot = told.values[0].length
+      ? new uPlot(options(told, place.clientWidth, figure.dataset.shape), told.values, place)
+      : null;
+    fitted.observe(place);
+    drawn.set(figure, { plot, series: JSON.stringify(told.series), dark: dark.matches });
+    figure.dataset.drawn = "yes";
+  };
+
+  const figures = (root) => root.querySelectorAll("figure[data-chart]");
+  const all = () => figures(document).forEach(draw);
+
+  document.addEventListener("DOMContentLoaded", all);
+  document.addEventListener("htmx:afterSwap", (event) => figures(event.target).forEach(draw));
+  document.addEventListener("live", (event) =>
+    document.querySelectorAll(`figure[data-topic="${CSS.escape(event.detail)}"]`).forEach(draw));
+  dark.addEventListener("change", all);
+  const fitted = new ResizeObserver((changes) =>
+    changes.forEach(({ target }) => {
+      const known = drawn.get(target.parentElement);
+      if (known && known.plot && known.plot.width !== target.clientWidth) {
+        known.plot.setSize({ width: target.clientWidth, height: HEIGHT });
+      }
+    }));
+})();
