@@ -1,8 +1,8 @@
 """A real browser for the tests of pages: Debian's chromium, driven by Playwright.
 
 A `Visitor` notes every request and every complaint of the browser. `look` checks the page that is shown: that nothing
-was asked of another host, that the Content-Security-Policy was not violated, and that axe-core finds nothing serious, in
-light and in dark. With a name it keeps pictures at the width of a desk and of a phone in `artefacts/`.
+was asked of another host, that the Content-Security-Policy was not violated, and that axe-core finds nothing serious,
+in light and in dark. With a name it keeps pictures at the width of a desk and of a phone in `artefacts/`.
 """
 
 import os
