@@ -1,14 +1,16 @@
 """The node's Flower ClientApp: describe the site, learn at it, score at it, all behind the guard."""
 
+import resource
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from node import checkpoints, progress, records
+from node import asked, checkpoints, progress, records, shown
 from node.bundle import check_bundle
 from node.copies import COPIES, carries_generator, count_copies
 from node.data.cache import SiteCache
@@ -16,11 +18,11 @@ from node.data.samples import OnDemand, SiteSamples, augmented
 from node.data.site import EmptySite, SiteData
 from node.database import open_database
 from node.declarations import declare, installed
-from node.drift import drift_pairs, measure_drift, pairs_png
+from node.drift import draw_pairs, drift_pairs, measure_drift, pairs_png
 from node.guard import Exchange, make_guard
 from node.memory import SiteMemory
 from node.policy import Policy
-from node.progress_store import standing
+from node.progress_store import noted_at, standing
 from node.scoring import overlay_png, score_site
 from node.settings import SiteSettings
 from node.updates import SiteNoise, check_protected
@@ -105,9 +107,7 @@ def visit(message: Message, context: Context) -> Message:
         seeds=Seeds(request.plan.seed, request.stop, request.site),
         args=request.args,
         device=device,
-        report=lambda step, steps, scalars: progress.report(
-            progress.Step(request.run, request.stop, request.site, step, steps, scalars)
-        ),
+        report=_reporting(settings, request),
         checkpoint=checkpoints.VisitCheckpoint(settings.home, request, drawn_from),
         # of cases whose files are out of reach for a while the state is the same: which are usable says more
         once=Workshop(settings.home, settings.device, lambda: f"{drawn_from()} {data().origin('train')}"),
@@ -133,18 +133,40 @@ def score(message: Message, context: Context) -> Message:
     checkpoints.forget(settings.home, request.run, request.stop)
     data = _site_data(settings, request)
     predict = installed(request.plan).predictor(handover, torch.device(settings.device))
+    worst = shown.WorstCases()
     try:
         with torch.inference_mode():
-            result = score_site(data, predict)
+            result = score_site(data, predict, keep=worst.consider)
     except EmptySite as error:
         raise Refusal(RefusalCode.SITE_DATA, str(error)) from error
     records.scored(open_database(settings.home, settings.durable), request, result)
+    worst.write(settings.home, request)
     if data.synthetic:
         case = next(data.scored_cases())
         with torch.inference_mode():
             _keep_picture(settings, request, "overlays", overlay_png(case, case.predict(predict)))
     metrics = result.metrics() | _drift(settings, request, handover, data)
     return Message(pack_reply(request, None, metrics), reply_to=message)
+
+
+def _reporting(settings: SiteSettings, request: Request) -> Callable[[int, int, Mapping[str, float]], None]:
+    """Writes down where the visit stands, and tells the listener."""
+    device = torch.device(settings.device)
+    note = noted_at(settings.home, settings.durable, str(device), partial(_most_memory, device))
+
+    def report(step: int, steps: int, scalars: Mapping[str, float]) -> None:
+        done = progress.Step(request.run, request.stop, request.site, step, steps, scalars)
+        note(done)
+        progress.report(done)
+
+    return report
+
+
+def _most_memory(device: torch.device) -> int:
+    """Bytes that this process took at most so far: of the GPU where that is the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _drift(settings: SiteSettings, request: Request, handover: Handover, data: SiteData) -> dict[str, float]:
@@ -156,6 +178,7 @@ def _drift(settings: SiteSettings, request: Request, handover: Handover, data: S
         pairs = drift_pairs(replay, data, request.plan.seed, request.site)
     except EmptySite:  # the site was visited, and may have archived its training cases since
         return {}
+    shown.keep_replays(settings.home, request, draw_pairs(pairs))
     if data.synthetic:
         _keep_picture(settings, request, "replays", pairs_png(pairs, synthetic=data.synthetic))
     return measure_drift(pairs)
@@ -182,7 +205,10 @@ def _open(message: Message, context: Context) -> tuple[SiteSettings, Request, Ha
     request = read_request(message.content)
     # Before any image is prepared: sums over many values depend on the number of threads in their last bit.
     torch.set_num_threads(request.plan.training.threads)
-    return SiteSettings.of(context.node_config), request, read_handover(message.content)
+    settings = SiteSettings.of(context.node_config)
+    if message.metadata.message_type != PROGRESS:
+        asked.note(open_database(settings.home, settings.durable), settings, request)
+    return settings, request, read_handover(message.content)
 
 
 def _samples(data: SiteData, part: Literal["train", "val"]) -> SiteSamples:

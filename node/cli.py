@@ -175,6 +175,58 @@ def memory(
     raise typer.Exit(run_memory(home, forget=forget, json=as_json))
 
 
+@app.command()
+def dashboard(
+    home: Annotated[Path, typer.Option("--home", help="The node's folder: .locum/nodes/SITE in a simulation.")],
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any that is free.")] = 8100,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="A name that browsers know this machine by; as often as wanted.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", metavar="FILE", help="A PEM file, for addresses beyond loopback.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The certificate's key.")] = None,
+    no_tls: Annotated[
+        bool, typer.Option("--no-tls", help="Beyond loopback without a certificate: a proxy in front has it.")
+    ] = False,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let in everybody on this machine; on loopback only.")
+    ] = False,
+) -> None:
+    """Show the people of this hospital what happens in their house, in a browser. Nothing of it is sent elsewhere."""
+    from node.dashboard.command import CannotShow, run_dashboard
+    from pages.serving import Address
+
+    address = Address(host, port, certificate, key, no_tls)
+    try:
+        run_dashboard(home, address, names=name or (), token=not no_token)
+    except CannotShow as fault:
+        raise _wrong_usage(str(fault)) from fault
+
+
+@app.command()
+def person(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The person, as changes are signed.")],
+    home: Annotated[Path, typer.Option("--home", help="The node's folder.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Let this person in no more.")] = False,
+) -> None:
+    """Give a person a password of their own for the dashboard, asked for here; or take it away."""
+    from node.dashboard.house import PEOPLE_FILE
+    from pages.credentials import People, UnusableSecret
+
+    people = People(home / PEOPLE_FILE)
+    try:
+        if not home.is_dir():
+            raise UnusableSecret(f"{home}: there is no such folder; give the node's own.")
+        if remove:
+            people.remove(name)
+        else:
+            people.set_password(name, typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    except UnusableSecret as fault:
+        raise _wrong_usage(str(fault)) from fault
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     try:

@@ -72,6 +72,7 @@ def _create(home: Path, durable: bool) -> Engine:
     with engine.execution_options(write=True).begin() as connection:
         Base.metadata.create_all(connection)
         _add_columns(connection)
+        _add_indices(connection)
     return engine
 
 
@@ -83,6 +84,13 @@ def _add_columns(connection: Connection) -> None:
             if column.name not in there:
                 sort = column.type.compile(connection.dialect)
                 connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {sort}")
+
+
+def _add_indices(connection: Connection) -> None:
+    """Give the tables of an older release the indices that came later."""
+    for table in Base.metadata.tables.values():
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
 
 
 def _configure(connection: Any, durable: bool) -> None:

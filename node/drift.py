@@ -75,6 +75,11 @@ def pairs_png(pairs: Pairs, *, synthetic: bool) -> bytes:
     """
     if not synthetic:
         raise ValueError("Only synthetic cases may be drawn; these are patients'.")
+    return draw_pairs(pairs)
+
+
+def draw_pairs(pairs: Pairs) -> bytes:
+    """The same of any site, for its own people alone: whoever keeps it sees to that."""
     number = min(len(pairs.real), _SHOWN)
     shown = [[_slice(image[i], pairs.label[i, 0]) for i in range(number)] for image in (pairs.real, pairs.replay)]
     low, high = np.percentile(np.stack(shown[0]), (1, 99))

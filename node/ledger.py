@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from pydantic import ValidationError
-from sqlalchemy import DDL, Connection, Engine, Row, String, event, func, insert, select
+from sqlalchemy import DDL, Connection, Engine, Index, Row, String, event, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -70,6 +70,14 @@ class Crossing:
     updates: Updates | None = None
 
 
+NOT_PASSED = "verdict IN ('refused', 'failed', 'withheld')"  # in SQL, as the index has it, word for word
+
+
+def carries(kind: Kind) -> str:
+    """In SQL, whether an entry's message carried anything of a kind; as the indices have it, word for word."""
+    return f"json_extract(kind_bytes, '$.{kind}') IS NOT NULL"
+
+
 class Entry(Base):
     """A row of the ledger. Times are UTC in ISO format, hashes 64 hexadecimal digits, the manifest is compressed."""
 
@@ -95,6 +103,14 @@ class Entry(Base):
     software: Mapped[str | None]  # what was at work: name and version
     code_sha256: Mapped[str | None] = mapped_column(String(64))  # and the digest of its code, see protos/software.py
     hash: Mapped[str] = mapped_column(String(64))
+
+    # What the dashboard asks for, however long the ledger is: a run's entries, those that did not pass, and, since they
+    # may be few among many, those that carry something of a kind.
+    __table_args__ = (
+        Index("ledger_of_run", "run", "stop", "message_type", "seq"),
+        Index("ledger_not_passed", "seq", sqlite_where=text(NOT_PASSED)),
+        *(Index(f"ledger_with_{kind}", "seq", sqlite_where=text(carries(kind))) for kind in Kind),
+    )
 
 
 TABLE: Final = Entry.__table__

@@ -19,6 +19,7 @@ from node.progress import Step
 _at_work: ContextVar[bool] = ContextVar("at_work", default=True)
 
 NOTE_SECONDS = 1.0  # between two notes
+MOST_POINTS = 500  # of a loss curve
 
 
 class Standing(Base):
@@ -32,14 +33,33 @@ class Standing(Base):
     steps: Mapped[int]
     loss: Mapped[float | None]
     time: Mapped[str]
+    device: Mapped[str | None]  # what it is worked on
+    memory: Mapped[int | None]  # the most that the working process, or its part of the GPU, took so far, in bytes
 
 
-def noted_at(home: Path, durable: bool) -> Callable[[Step], None]:
-    """A listener that notes steps in the database of the node's folder, at most one per NOTE_SECONDS."""
-    noted = 0.0
+class LossNote(Base):
+    """A point of a visit's loss curve: some hundreds per visit, kept for the site's own pages."""
+
+    __tablename__ = "loss_notes"
+
+    run: Mapped[str] = mapped_column(primary_key=True)
+    stop: Mapped[int] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    loss: Mapped[float | None]
+    time: Mapped[str]
+
+
+def noted_at(
+    home: Path, durable: bool, device: str = "cpu", memory: Callable[[], int] | None = None
+) -> Callable[[Step], None]:
+    """A listener that notes steps in the database of the node's folder, at most one per NOTE_SECONDS.
+
+    `memory` says how many bytes the work took at most so far.
+    """
+    noted, drawn = 0.0, 0
 
     def note(step: Step) -> None:
-        nonlocal noted
+        nonlocal noted, drawn
         now = time.monotonic()
         if now - noted < NOTE_SECONDS and step.step < step.steps:
             return
@@ -50,11 +70,19 @@ def noted_at(home: Path, durable: bool) -> Callable[[Step], None]:
             "step": step.step,
             "steps": step.steps,
             "loss": step.scalars.get("loss"),
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
         with open_database(home, durable).execution_options(write=True).begin() as connection:
             connection.execute(delete(Standing).where(Standing.run == step.run))  # its earlier stops are over
-            connection.execute(insert(Standing), row)
+            connection.execute(insert(Standing), row | {"device": device, "memory": memory and memory()})
+            if drawn and drawn < step.step < min(drawn + step.steps // MOST_POINTS, step.steps):
+                return
+            drawn = step.step
+            # what an earlier try drew from here on is drawn anew
+            later = (LossNote.run == step.run, LossNote.stop == step.stop, LossNote.step >= step.step)
+            connection.execute(delete(LossNote).where(*later))
+            del row["steps"]
+            connection.execute(insert(LossNote), row)
 
     return note
 

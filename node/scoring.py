@@ -78,15 +78,26 @@ def declared_metrics(task: Task) -> Mapping[str, Bound]:
     return bounds | {name: Bound(0, 1e7) for name in ("cases", "both_empty", "penalised")}
 
 
-def score_site(data: SiteData, logits_fn: LogitsFn, progress: Callable[[int, int], None] | None = None) -> SiteScore:
+# A case, its segmentation (uint8 [*space]) and its score.
+Keep = Callable[[TestCase, NDArray[np.uint8], CaseScore], None]
+
+
+def score_site(
+    data: SiteData,
+    logits_fn: LogitsFn,
+    progress: Callable[[int, int], None] | None = None,
+    keep: Keep | None = None,
+) -> SiteScore:
     """Segment and score every case of the part that the plan scores; raises node.data.site.EmptySite if there is none.
 
-    `progress` is called after every case with the cases done and those there are.
+    `progress` is called after every case with the cases done and those there are, `keep` with the case.
     """
     cases: dict[str, CaseScore] = {}
     for case in data.scored_cases():
         prediction = case.predict(logits_fn)
         cases[case.name] = score_case(prediction, case.truth, case.spacing, len(case.task.classes))
+        if keep is not None:
+            keep(case, prediction, cases[case.name])
         if progress is not None:
             progress(len(cases), data.counts()[data.scored])
     return SiteScore(cases)

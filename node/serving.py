@@ -24,6 +24,7 @@ from node.keys import make_key, read_key
 from node.objects import Damaged, Objects
 from node.replies import Replies
 from node.service_config import ConfigError, ServiceConfig
+from node.settings import SITE_FILE
 from node.workers import Answer, Workers
 from protos.messages import PROGRESS, VISIT
 from protos.software import installed
@@ -61,6 +62,7 @@ def serve(config: ServiceConfig, stop: threading.Event) -> None:
     public = make_key(config.key_file)
     if not config.authority.is_file():
         raise ConfigError(f"authority: there is no file {config.authority}; ask the coordinator's operator for ca.crt.")
+    replace_file(config.home / SITE_FILE, config.settings("cpu").model_dump_json().encode())
     store = _Store.of(config)
     with _alone(config.home), Workers(config, store.objects) as workers:
         store.prepare()

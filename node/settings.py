@@ -8,6 +8,8 @@ from pydantic import model_validator
 
 from protos.plan import PhantomSite, Record, SiteName
 
+SITE_FILE = "site.json"  # in the home of a node that is served: its settings, for its dashboard
+
 
 class SiteSettings(Record):
     """One node's own settings. `data` (a folder) or `phantom`, not both."""

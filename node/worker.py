@@ -29,7 +29,7 @@ import torch
 import torch._dynamo
 from flwr.app import Context, Message, RecordDict
 
-from node import bundle, progress, progress_store
+from node import bundle, progress_store
 from node.app import app
 from node.data import layouts  # noqa: F401
 from node.fleet import assemble, take_apart
@@ -105,9 +105,8 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
     elif given is not None:
         reply = Message(given, reply_to=message)
     else:
-        note = progress_store.noted_at(settings.home, settings.durable)
         carried = bundle.brought(base64.b64decode(order["bundle"]))
-        with carried, progress.listener(note), progress_store.at_work(order["at_work"]):
+        with carried, progress_store.at_work(order["at_work"]):
             reply = app(message, context)
     failed = reply.has_error()
     del message

@@ -1,0 +1,36 @@
+"""Puts the pages of a node's dashboard together."""
+
+from hashlib import sha256
+from importlib import metadata
+
+from fastapi import FastAPI
+
+from node.dashboard.crossed import crossed_router
+from node.dashboard.house import PEOPLE_FILE, TOKEN_FILE, House
+from node.dashboard.now import now_router
+from node.dashboard.reading import Reader
+from pages.access import Access
+from pages.application import LOOPBACK, create_app
+from pages.credentials import People, token_at
+from pages.live import Live
+
+
+def dashboard_for(reader: Reader, *, token: bool = True, hosts: frozenset[str] = LOOPBACK) -> tuple[FastAPI, House]:
+    """The application that shows the node whose database is read, and its house, whose jobs are to be closed.
+
+    Without `token` everybody who reaches it is let in. Raises pages.credentials.UnusableSecret.
+    """
+    home = reader.home
+    access = Access(token_at(home / TOKEN_FILE), People(home / PEOPLE_FILE)) if token else Access(None)
+    house = House.of(reader, must_sign_in=token)
+    routers = (now_router(house), crossed_router(house))
+    app = create_app(
+        house.look,
+        access,
+        routers,
+        cookie=f"locum-{sha256(str(home.resolve()).encode()).hexdigest()[:8]}",
+        version=metadata.version("locum"),
+        hosts=hosts,
+        live=Live(house.state),
+    )
+    return app, house
