@@ -105,4 +105,14 @@ def report(
         typer.echo(write_report_of(desk.summary(run), place))
 
 
-COMMANDS = (skip, runs, show, report)
+def restore(home: HomeOption = Path(".locum"), database: DatabaseOption = None) -> None:
+    """Set a damaged database aside and go back to its copy, which was made when a stop was last committed."""
+    from coordinator.home import restore as go_back
+
+    aside, time = go_back(home_at(home, database))
+    kept = "" if aside is None else f"; the damaged file is {aside} now"
+    typer.echo(f"The database is that of {time:%Y-%m-%d %H:%M} UTC again{kept}.")
+    typer.echo("What was made since, `locum resume` makes again, to the same bits.")
+
+
+COMMANDS = (skip, runs, show, report, restore)

@@ -17,11 +17,12 @@ from coordinator.assignment import Assignment
 from coordinator.averaging import average
 from coordinator.events import Listener
 from coordinator.exchange import AWAY, Answer, Exchange, Question, SiteFailure, Traffic, bytes_by_kind, count_traffic
+from coordinator.mending import damaged_ends, other_bits, reopen
 from coordinator.scenario import Scenario, SkipInstead
 from coordinator.scoring import Scoring
 from coordinator.skipping import mark_skipped
 from coordinator.store import SETTLED, Run, ScoreRow, StopRow, Store
-from coordinator.vault import Vault
+from coordinator.vault import MissingArtifact, Vault, address_of
 from protos.handover import Handover, HandoverSchema, Kind
 from protos.messages import DESCRIBE, VISIT, Request
 from strategies.gathering import Ask, Gathering, Reply, Stop
@@ -58,11 +59,15 @@ class Conductor:
         self._store, self._vault, self._run, self._listener = store, vault, run, listener
         self._plan, self._strategy = self._assignment.plan, self._assignment.strategy
         self._expects: dict[str, HandoverSchema | None] = {}
+        self._stops: dict[int, Stop] = {}
 
     def conduct(self) -> str:
         """Make every stop that is not done, score every cell that is missing; return the run's status.
 
+        An artifact that is needed and was damaged or lost on the disk is made again by its stop.
+
         Raises VisitFailed when a site refuses, fails or is away for too long; everything before is committed.
+        MissingArtifact when an artifact made again is another one than it was.
         """
         try:
             return self._conduct()
@@ -72,7 +77,8 @@ class Conductor:
 
     def _conduct(self) -> str:
         stops = self._strategy.itinerary()
-        if self._status() == "done":
+        damaged = damaged_ends(self._store.run(self._run), self._vault)
+        if self._status() == "done" and not damaged:
             self._listener.run_began(self._run, len(stops), len(stops))
             self._listener.run_ended(self._run, "done")
             return "done"
@@ -81,16 +87,20 @@ class Conductor:
         status = {index: row.status for index, row in rows.items()}
         # the store's word, since people may have skipped a rehearsal, or the stop of a site that was to rehearse
         stops = tuple(replace(stop, rehearsing=tuple(rows[stop.index].rehearsing)) for stop in stops)
+        self._stops = {stop.index: stop for stop in stops}
         open_stops = [stop for stop in stops if status[stop.index] not in SETTLED]
         self._listener.run_began(self._run, len(stops), len(stops) - len(open_stops))
         samples = self._describe(open_stops, fresh=len(open_stops) == len(stops))
         for stop in stops:
             if stop in open_stops:
                 self._make_or_skip(stop, samples)
+            elif stop.index in damaged:
+                self._make_again(stop, damaged[stop.index])
             if self._status_of(stop) != "skipped":
-                self._scoring.score(stop)
+                self._score(stop)
         final = self._verdict()
         self._set_status(final)
+        self._store.keep_copy()
         self._listener.run_ended(self._run, final)
         return final
 
@@ -167,6 +177,18 @@ class Conductor:
                 session.get_one(Run, self._run).status = "running"
             self._listener.skipped(stop.index, stop.sites, then.skip)
 
+    def _make_again(self, stop: Stop, damaged: MissingArtifact) -> None:
+        """Make a stop anew whose artifact was damaged, out of the same samples, and so to the same bits."""
+        self._listener.said(f"{str(damaged).partition(';')[0]}; stop {stop.index} is made again.")
+        self._make(stop, reopen(self._store, self._run, stop.index))
+
+    def _score(self, stop: Stop) -> None:
+        try:
+            self._scoring.score(stop)
+        except MissingArtifact as damaged:
+            self._make_again(stop, damaged)
+            self._scoring.score(stop)
+
     def _make(self, stop: Stop, samples: Mapping[str, int]) -> None:
         began = time.monotonic()
         with self._store.transaction() as session:
@@ -177,12 +199,19 @@ class Conductor:
                 # rounds that were dealt out among other samples cannot go on: the stop begins anew
                 row.samples, row.rounds_done, row.rounds_state = dealt, 0, None
             rounds_done, state, traffic = row.rounds_done, row.rounds_state, dict(row.traffic)
+            made_before = row.artifact  # and damaged since
+            if made_before is not None and self._vault.holds(made_before):  # or restored since
+                row.status = "done"
+                return
             self._assignment.count_time(session)
         handover, first = self._arriving(stop)
         stop = replace(stop, follows=None) if first else stop
         gathering = self._strategy.gather(stop, handover, samples, average)
         if state is not None:
-            gathering.restore(load(self._vault.get(state)))
+            try:
+                gathering.restore(load(self._vault.get(state)))
+            except MissingArtifact:  # its rounds are made again
+                rounds_done = 0
         self._listener.stop_began(stop.index, stop.sites, gathering.rounds, rounds_done, stop.rehearsing)
         request = self._assignment.request
         metrics: dict[str, Any] = {}
@@ -198,7 +227,10 @@ class Conductor:
                 if (number + 1) % rounds_kept == 0 and number + 1 < gathering.rounds:
                     state = self._keep_round(stop, number + 1, gathering, state, traffic)
         handover = gathering.result()
-        artifact = self._vault.put(handover.to_bytes())
+        data = handover.to_bytes()
+        if made_before not in (None, address_of(data)):
+            raise other_bits(self._vault.path(str(made_before)), stop.index)
+        artifact = self._vault.put(data)
         with self._store.transaction() as session:
             row = session.get_one(StopRow, (self._run, stop.index))
             row.status, row.artifact = "done", artifact
@@ -206,6 +238,7 @@ class Conductor:
             row.metrics, row.traffic = metrics, traffic
             row.rounds_done, row.rounds_state = gathering.rounds, None
             row.seconds += self._assignment.count_time(session)
+        self._store.keep_copy()
         if state is not None:
             self._vault.discard(state)
         self._listener.stop_ended(stop.index, stop.sites, time.monotonic() - began)
@@ -252,15 +285,23 @@ class Conductor:
 
         A skipped stop passes on the handover that it would have got.
         """
-        before = stop.follows
+        before, artifact = stop.follows, None
         with self._store.transaction() as session:
-            while before is not None:
+            while before is not None and artifact is None:
                 row = session.get_one(StopRow, (self._run, before))
-                if row.status != "skipped":
+                if row.status == "skipped":
+                    before = row.follows
+                else:
                     assert row.artifact is not None  # stops are made in order
-                    return Handover.from_bytes(self._vault.get(row.artifact)), False
-                before = row.follows
-        return self._strategy.first_handover(), True
+                    artifact = row.artifact
+        if before is None or artifact is None:
+            return self._strategy.first_handover(), True
+        try:
+            data = self._vault.get(artifact)
+        except MissingArtifact as damaged:
+            self._make_again(self._stops[before], damaged)
+            data = self._vault.get(artifact)
+        return Handover.from_bytes(data), False
 
     def _expected(self, action: str) -> HandoverSchema | None:
         """What a site must return; computed once per action, since it takes building a network."""

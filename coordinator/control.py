@@ -24,12 +24,14 @@ from coordinator.home import Home, is_busy
 from coordinator.journal import Journal
 from coordinator.keys import ServerKeys
 from coordinator.link import Link, NodeEntry
+from coordinator.mending import damaged_ends
 from coordinator.record import to_record
 from coordinator.skipping import skip, skip_rehearsal
 from coordinator.store import QueueRow, SiteRow
 from coordinator.submitting import submit
 from coordinator.superlink import NoSuperLink, SuperLinkConfig
 from coordinator.turns import enqueue
+from coordinator.vault import Vault
 from protos.locum.v1 import control_pb2 as pb
 from protos.locum.v1 import control_pb2_grpc
 from protos.plan import SiteName
@@ -68,6 +70,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  #
             not_before = _time(request.not_before) if request.HasField("not_before") else None
             with self._store.transaction() as session:
                 enqueue(session, runs, not_before=not_before, after=after)
+            self._store.keep_copy()
             self._dispatcher.wake()
             return pb.SubmitResponse(runs=runs)
 
@@ -123,17 +126,19 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  #
             return pb.CancelResponse(run=run, status=self._dispatcher.cancel(run))
 
     def Resume(self, request: pb.ResumeRequest, context: Any) -> pb.ResumeResponse:
-        """Queue a run again; one that is done or queued stays as it is."""
+        """Queue a run again; one that is queued, or done and whole, stays as it is."""
         with _answering(context):
             run = self._named(request.run)
             row = self._store.run(run)
             if row.data is not None:
                 raise NotPossible(f"Run {run} is a simulation's; resume it without --coordinator.")
-            if row.status != "done" and not self._queued(run):
+            whole = row.status == "done" and not damaged_ends(row, Vault(self._home.folder / "vault"))
+            if not whole and not self._queued(run):
                 if is_busy(self._home, run):
                     raise NotPossible(f"Run {run} is being carried out by another process; wait for it or stop it.")
                 with self._store.transaction() as session:
                     enqueue(session, [run], not_before=None, after=None)
+                self._store.keep_copy()
                 self._dispatcher.wake()
             return pb.ResumeResponse(run=run)
 

@@ -149,6 +149,7 @@ class Dispatcher:
                     note(session, run, "failed", {"sentence": sentence})
                 note(session, run, "run_ended", {"status": row.status})
             ended = row.status
+        self._store.keep_copy()
         self._said.pop(run, None)
         self._journal.tell()
         _log.info("Run %s: %s.", run, " ".join([ended, *sentences]))

@@ -7,7 +7,8 @@ _STATUSES = {
     **dict.fromkeys(
         ("ScenarioError", "UnknownRun", "RunBusy", "NotSkippable", "NotComparable", "NotExportable"), USAGE
     ),
-    **dict.fromkeys(("VisitFailed", "MissingArtifact", "StoreUnusable", "NoSuperLink", "UnusableKey"), FAILED),
+    **dict.fromkeys(("VisitFailed", "MissingArtifact", "NoSuperLink", "UnusableKey"), FAILED),
+    **dict.fromkeys(("StoreUnusable", "StoreDamaged", "NotRestorable"), FAILED),
     # of the control service, and of those who ask it
     **dict.fromkeys(("ConfigError", "NotPossible", "NoCoordinator", "NoTime", "Refused"), USAGE),
     **dict.fromkeys(("ServiceBusy", "ServiceFailed", "Unreachable"), FAILED),

@@ -4,12 +4,14 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from coordinator.store import Store, open_store
+from coordinator.database_copy import NotRestorable, copy_of, go_back, sqlite_file
+from coordinator.store import Store, close_store, open_store
 
 
 class RunBusy(Exception):
@@ -34,12 +36,8 @@ class Home:
 
     def is_new(self) -> bool:
         """Whether nothing was written here yet: the database would be a file, and there is none."""
-        try:
-            url = make_url(self.database)
-        except ArgumentError:
-            return False  # opening it says what is wrong
-        is_file = url.get_backend_name() == "sqlite" and url.database and not url.database.startswith((":", "file:"))
-        return bool(is_file) and not Path(str(url.database)).exists()
+        file = sqlite_file(self.database)
+        return file is not None and not file.exists() and not copy_of(file).exists()
 
     def store(self) -> Store:
         """The coordinator's store, brought to the newest schema."""
@@ -54,15 +52,27 @@ def without_password(url: str) -> str:
         return url
 
 
+def restore(home: Home) -> tuple[Path | None, datetime]:
+    """Go back to the copy of the home's database, see coordinator.database_copy.go_back.
+
+    Raises NotRestorable, and RunBusy while some process is carrying out a run or serves the home.
+    """
+    file = sqlite_file(home.database)
+    if file is None:
+        raise NotRestorable(
+            f"The database {without_password(home.database)} is no file of SQLite's; restore it by its server's own "
+            "means."
+        )
+    for path in (*(home.folder / "runs").glob("*.lock"), home.folder / "serve.lock"):
+        if _is_held(path):
+            raise RunBusy(f"{path}: another process is using the database; stop it first.")
+    close_store(home.database)
+    return go_back(file)
+
+
 def is_busy(home: Home, run: str) -> bool:
     """Whether some process is carrying out the run at this moment."""
-    if not _lock(home, run).exists():
-        return False
-    try:
-        with alone(home, run):
-            return False
-    except RunBusy:
-        return True
+    return _is_held(_lock(home, run))
 
 
 @contextmanager
@@ -76,6 +86,17 @@ def alone(home: Home, run: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise RunBusy(f"Run {run} is being carried out by another process; wait for it or stop it.") from error
         yield
+
+
+def _is_held(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _lock(home: Home, run: str) -> Path:

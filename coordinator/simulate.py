@@ -71,6 +71,7 @@ def begin_all(
     ]
     with home.store().transaction() as session:
         session.add_all(rows)
+    home.store().keep_copy()
     return [row.id for row in rows]
 
 

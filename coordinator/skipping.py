@@ -60,6 +60,7 @@ def _open_stop(run: str, stop: int, home: Home, by: str, why: str) -> Iterator[t
         if row.status in SETTLED:
             raise NotSkippable(f"Stop {stop} of run {run} is {row.status} already; only an unfinished stop is skipped.")
         yield session, row
+    store.keep_copy()
 
 
 def _stops_from(session: Session, run: str, first: int) -> Iterable[StopRow]:

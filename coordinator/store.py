@@ -1,9 +1,10 @@
 """The coordinator's database: runs, their stops and scores. One transaction commits one stop."""
 
+import sqlite3
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from sqlalchemy import (
     Connection,
     DateTime,
     Engine,
+    ExceptionContext,
     ForeignKey,
     String,
     create_engine,
@@ -22,6 +24,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+
+from coordinator import database_copy
+from coordinator.database_copy import sqlite_file
 
 REVISION = "0004"  # the newest migration; a test holds it to Alembic's own answer
 
@@ -146,14 +151,26 @@ class UnknownRun(Exception):
 
 
 class StoreUnusable(Exception):
-    """The database cannot be opened; one sentence, without the URL's password."""
+    """The database cannot be opened or used; one sentence, without the URL's password."""
+
+
+class StoreDamaged(StoreUnusable):
+    """The database's file is damaged, or gone while there is a copy of it; one sentence."""
 
 
 class Store:
-    """The database at `url`, brought to the newest schema. Raises StoreUnusable."""
+    """The database at `url`, brought to the newest schema.
+
+    Whatever uses it raises StoreUnusable when the disk does not let it, and StoreDamaged when it is a damaged file.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._file = sqlite_file(url)
+        if self._file is not None and database_copy.is_lost(self._file):
+            raise StoreDamaged(
+                database_copy.damaged(self._file, "it is empty" if self._file.exists() else "it is gone")
+            )
         try:
             self.engine = _engine(url)
             _migrate(self.engine)
@@ -168,6 +185,18 @@ class Store:
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
+    def keep_copy(self) -> None:
+        """Copy a database that is a file, so that what was committed so far outlives damage to it.
+
+        A server's has backups of its own. Raises StoreUnusable and StoreDamaged.
+        """
+        if self._file is None:
+            return
+        try:
+            database_copy.keep_copy(self._file)
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise _unusable(self._file, error) from error
+
     def run(self, run: str) -> Run:
         """A run with its stops and scores loaded; raises UnknownRun."""
         with self.transaction() as session:
@@ -180,10 +209,23 @@ class Store:
             return found
 
 
-@lru_cache(maxsize=8)
+_opened: OrderedDict[str, Store] = OrderedDict()
+_MOST = 8  # stores that are kept open
+
+
 def open_store(url: str) -> Store:
     """The store at `url`, opened once per process: its connections and its look at the schema are shared."""
-    return Store(url)
+    if (store := _opened.get(url)) is None:
+        store = _opened[url] = Store(url)
+        while len(_opened) > _MOST:
+            _opened.popitem(last=False)
+    return store
+
+
+def close_store(url: str) -> None:
+    """Close the store at `url`, if this process has it open; the next caller opens it anew."""
+    if (store := _opened.pop(url, None)) is not None:
+        store.engine.dispose()
 
 
 def sqlite_url(home: Path) -> str:
@@ -205,11 +247,26 @@ def _engine(url: str) -> Engine:
             connection.execute("PRAGMA foreign_keys=ON")
             connection.execute("PRAGMA busy_timeout=30000")
 
+        @event.listens_for(engine, "handle_error")
+        def _tell(context: ExceptionContext) -> None:
+            error, file = context.original_exception, sqlite_file(url)
+            if file is not None and database_copy.code_of(error) in database_copy.DAMAGED | database_copy.UNUSABLE:
+                raise _unusable(file, error) from error
+
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")  # so that what was read still holds when it is written to
 
     return engine
+
+
+def _unusable(file: Path, error: BaseException) -> StoreUnusable:
+    if database_copy.code_of(error) in database_copy.DAMAGED:
+        return StoreDamaged(database_copy.damaged(file, str(error)))
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return StoreUnusable(
+        f"The database {file} could not be used ({reason}); free or mend its disk, or name another with --database."
+    )
 
 
 def _shown(url: str) -> str:
@@ -232,6 +289,9 @@ def _migrate(engine: Engine) -> None:
             current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
             if current == REVISION:
                 return
+    file = sqlite_file(str(engine.url))
+    if current is None and file is not None and database_copy.copy_of(file).exists():
+        raise StoreDamaged(database_copy.damaged(file, "its tables are gone"))
     from alembic import command
     from alembic.config import Config
     from alembic.util.exc import CommandError

@@ -58,6 +58,10 @@ class Teller(Listener):
         """A stop is gone on without."""
         self._tell("said", sentence=f"Stop {stop} is skipped in the name of {by}; the run will be incomplete.")
 
+    def said(self, sentence: str) -> None:
+        """Something else that a person should read."""
+        self._tell("said", sentence=sentence)
+
     def stop_ended(self, stop: int, sites: tuple[str, ...], seconds: float) -> None:
         """A stop is committed."""
         self._tell("stop_ended", stop=stop, sites=sites, seconds=seconds)

@@ -10,6 +10,14 @@ class MissingArtifact(Exception):
     """An artifact that is not in the vault, or is no longer what its address says; one sentence."""
 
 
+_REMEDY = "restore it from a backup, or resume its run, which makes it again."
+
+
+def address_of(data: bytes) -> str:
+    """Where an artifact of these bytes lies: 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
 class Vault:
     """Content-addressed storage of safetensors files below `folder`."""
 
@@ -21,17 +29,25 @@ class Vault:
         return self.folder / address[:2] / f"{address}.safetensors"
 
     def put(self, data: bytes) -> str:
-        """Store `data` durably and return its address; storing the same bytes again changes nothing."""
-        address = hashlib.sha256(data).hexdigest()
-        path = self.path(address)
-        if path.exists():
+        """Store `data` durably and return its address; a file that holds these bytes already is left as it is.
+
+        Raises OSError, which names the artifact's file; a half of it is not left behind.
+        """
+        address = address_of(data)
+        if self.holds(address):
             return address
+        path = self.path(address)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(path)
+            written = Path(file.name)
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                written.replace(path)
+            except OSError as error:
+                written.unlink(missing_ok=True)  # on a full disk, half a file would keep it full
+                raise OSError(error.errno, error.strerror, str(path)) from error
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the rename itself must survive a power cut
@@ -39,14 +55,22 @@ class Vault:
             os.close(folder)
         return address
 
+    def holds(self, address: str) -> bool:
+        """Whether the artifact is there, and is what its address says."""
+        try:
+            self.get(address)
+        except MissingArtifact:
+            return False
+        return True
+
     def get(self, address: str) -> bytes:
         """The artifact's bytes, checked against its address; raises MissingArtifact."""
         try:
             data = self.path(address).read_bytes()
         except FileNotFoundError as error:
-            raise MissingArtifact(f"{self.path(address)}: the artifact is missing; restore it.") from error
-        if hashlib.sha256(data).hexdigest() != address:
-            raise MissingArtifact(f"{self.path(address)}: the file was changed; restore it from a backup.")
+            raise MissingArtifact(f"{self.path(address)}: the artifact is missing; {_REMEDY}") from error
+        if address_of(data) != address:
+            raise MissingArtifact(f"{self.path(address)}: the artifact is damaged; {_REMEDY}")
         return data
 
     def discard(self, address: str) -> None:

@@ -99,6 +99,10 @@ class _Reporter(Listener):
         if dsc is None:
             self._send(said=f"stop {stop}: {site} could not be scored; the run will be incomplete")
 
+    def said(self, sentence: str) -> None:
+        """Something else that a person should read."""
+        self._send(said=sentence)
+
     def run_ended(self, run: str, status: str) -> None:
         """The run ended."""
         self.status = status

@@ -162,6 +162,29 @@ def ledger(
 
 
 @app.command()
+def renew(
+    home: Annotated[Path, typer.Option("--home", help="The node's folder: .locum/nodes/SITE in a simulation.")],
+    *,
+    by: Annotated[str, typer.Option("--by", help="Who decides this.")],
+    why: Annotated[str, typer.Option("--why", help="The reason, for the ledger.")],
+) -> None:
+    """Set a ledger aside that is damaged, gone or set back, and begin a new one, which says so in its first entry."""
+    from node.renewal import NotRenewable
+    from node.renewal import renew as set_aside
+
+    try:
+        said, aside = set_aside(home, by=by, why=why)
+    except NotRenewable as error:
+        raise _wrong_usage(str(error)) from error
+    except OSError as error:
+        typer.echo(f"locum-node: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(said)
+    if aside is not None:
+        typer.echo(f"Keep {aside}: what can be read of it is the record until then.")
+
+
+@app.command()
 def memory(
     home: Annotated[Path, typer.Option("--home", help="The node's folder: .locum/nodes/SITE in a simulation.")],
     forget: Annotated[

@@ -18,7 +18,6 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from node.copies import carries_generator
-from node.database import open_database
 from node.inspection import (
     arrived_handover,
     check_args,
@@ -29,7 +28,8 @@ from node.inspection import (
     plain_copy,
     tensors_of,
 )
-from node.ledger import Crossing, Direction, Ledger, LedgerUnwritable, Verdict
+from node.ledger import Crossing, Direction, LedgerUnwritable, Verdict
+from node.ledger_head import LedgerBroken, broken_by, open_ledger
 from node.policy import Policy
 from node.privacy import Release, Updates
 from node.settings import SiteSettings
@@ -135,7 +135,10 @@ class _Passage:
     def __init__(self, message: Message, context: Context) -> None:
         try:
             self._settings = SiteSettings.of(context.node_config)
-            self._ledger = Ledger(open_database(self._settings.home, self._settings.durable))
+            self._ledger = open_ledger(self._settings.home, self._settings.durable)
+        except LedgerBroken as error:
+            _log.error("Nothing crosses: %s", error)
+            raise Refusal(RefusalCode.LEDGER_BROKEN) from error
         except Exception as error:
             _log.exception("The node's settings or database cannot be read.")
             raise Refusal(RefusalCode.SETTINGS) from error
@@ -257,6 +260,9 @@ class _Passage:
         try:
             self._ledger.record(entry)
         except LedgerUnwritable as error:
+            if (broken := broken_by(self._settings.home, error)) is not None:
+                _log.error("Nothing crosses: %s", broken)
+                raise Refusal(RefusalCode.LEDGER_BROKEN) from broken
             _log.exception("Nothing crosses, since the ledger cannot be written.")
             raise Refusal(RefusalCode.LEDGER, "The ledger could not be written at first.") from error
 

@@ -8,7 +8,7 @@ anew: for that, note its head (the last hash) somewhere else and give it to `ver
 import hashlib
 import json
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from protos.handover import Kind
 from protos.software import installed
 
 GENESIS = "0" * 64  # stands for the hash before the first entry
+BROKEN = "ledger.broken"  # message type of an entry that says what became of the ledger before this one
 _LONGEST = 1000  # characters of a text from outside
 _LATER = ("privacy", "software", "code_sha256")  # columns that the hashes of older entries know nothing of
 
@@ -35,6 +36,7 @@ class Direction(StrEnum):
 
     IN = "in"
     OUT = "out"
+    HERE = "here"  # nothing crossed: it is about the ledger itself
 
 
 class Verdict(StrEnum):
@@ -131,16 +133,18 @@ class LedgerUnwritable(Exception):
 
 
 class Ledger:
-    """The ledger in a node's database."""
+    """The ledger in a node's database; `written` is told of every entry that was written: number, hash, privacy."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, written: Callable[[int, str, str | None], None] = lambda *_: None) -> None:
         self._reader = engine
         self._writer = engine.execution_options(write=True)
+        self._written = written
 
-    def record(self, crossing: Crossing) -> str:
+    def record(self, crossing: Crossing, carried: Release | None = None) -> str:
         """Append an entry and return its hash, once it is on the disk.
 
-        Raises LedgerUnwritable, and Refusal (PRIVACY_BUDGET) when the entry's update may not leave any more.
+        `carried` is what all updates came to that left under a ledger before this one. Raises LedgerUnwritable, and
+        Refusal (PRIVACY_BUDGET) when the entry's update may not leave any more.
         """
         row: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -158,7 +162,7 @@ class Ledger:
             "kind_bytes": json.dumps(crossing.kind_bytes),
             "metrics": json.dumps(crossing.metrics),
             "manifest": None if crossing.manifest is None else zlib.compress(crossing.manifest),
-            "privacy": None,
+            "privacy": None if carried is None else carried.model_dump_json(),
             "software": installed().name,
             "code_sha256": installed().code,
         }
@@ -174,6 +178,7 @@ class Ledger:
                 connection.execute(insert(Entry), row)
         except (SQLAlchemyError, OSError, ValidationError) as error:
             raise LedgerUnwritable(f"The ledger in {self._reader.url.database} cannot be written ({error}).") from error
+        self._written(seq, str(row["hash"]), row["privacy"])
         return str(row["hash"])
 
     def last_release(self) -> Release | None:
@@ -218,6 +223,12 @@ class Ledger:
             .order_by(func.min(Entry.seq))
         )
         with self._reader.connect() as connection:
+            return list(connection.execute(query))
+
+    def breaks(self) -> list[Row[Any]]:
+        """The entries, if there are any, that say what became of ledgers before this one; columns as in Entry."""
+        with self._reader.connect() as connection:
+            query = select(*TABLE.columns).where(Entry.message_type == BROKEN).order_by(Entry.seq)
             return list(connection.execute(query))
 
     def verify(self, expected_head: str | None = None) -> list[str]:

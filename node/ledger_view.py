@@ -18,8 +18,9 @@ from rich.text import Text
 from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
 
-from node.database import FILE, open_database
+from node.database import FILE
 from node.ledger import Ledger
+from node.ledger_head import LedgerBroken, broken_by, open_ledger, remembered
 from node.privacy import Release
 from protos.locum.v1 import handover_pb2
 
@@ -34,17 +35,23 @@ def run_ledger(
 
     Returns 0, or 1 when the chain or an entry is broken, or 2 when there is no ledger that could be read.
     """
-    if not (home / FILE).is_file():
+    if not (home / FILE).is_file() and remembered(home) is None:
         _complain(f"There is no ledger in {home}: no message has reached this node, or --home names another folder.")
         return NO_LEDGER
     try:
-        ledger = Ledger(open_database(home))
+        ledger = open_ledger(home)
         if verify or head is not None:
             return _verify(ledger, head, json)
         print_ledger(ledger, json=json, limit=limit)
     except BrokenPipeError:  # whoever reads the output has seen enough; the ledger is not at fault
         raise
+    except LedgerBroken as sentence:
+        _complain(str(sentence))
+        return FAULTY
     except (SQLAlchemyError, OSError) as error:
+        if (broken := broken_by(home, error)) is not None:
+            _complain(str(broken))
+            return FAULTY
         reason = str(getattr(error, "orig", error))
         _complain(f"The ledger in {home / FILE} cannot be read ({reason}); restore it from a copy.")
         return NO_LEDGER
@@ -67,10 +74,12 @@ def print_ledger(ledger: Ledger, *, json: bool = False, limit: int | None = None
 
 def _verify(ledger: Ledger, head: str | None, json: bool) -> int:
     faults = ledger.verify(head.strip().lower() if head else None)
-    count, now, code = ledger.count(), ledger.head(), ledger.code()
+    count, now, code, breaks = ledger.count(), ledger.head(), ledger.code(), ledger.breaks()
     if json:
         spans = [dict(span._asdict()) for span in code]
-        _write(jsons.dumps({"sound": not faults, "entries": count, "head": now, "faults": faults, "code": spans}))
+        broken = [entry.detail for entry in breaks]
+        found = {"sound": not faults, "entries": count, "head": now, "faults": faults, "code": spans, "breaks": broken}
+        _write(jsons.dumps(found))
     elif faults:
         for fault in faults:
             _write(clean(fault))
@@ -81,6 +90,9 @@ def _verify(ledger: Ledger, head: str | None, json: bool) -> int:
             what = "a release that noted no code" if span.software is None else known
             _write(clean(f"Written by {what}: {span.entries} entries, {span.first} to {span.last}"))
         _write("Note the head elsewhere; `locum-node ledger --head` can then show that no later entry was cut off.")
+    if not json:
+        for entry in breaks:
+            _write(clean(f"Entry {entry.seq}: {entry.detail}"))
     return FAULTY if faults else SOUND
 
 

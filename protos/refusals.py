@@ -44,6 +44,7 @@ class RefusalCode(IntEnum):
     DIVERGED = 1037
     MEMORY = 1038
     DIED = 1039
+    LEDGER_BROKEN = 1040
 
 
 _SENTENCES = MappingProxyType(
@@ -81,6 +82,8 @@ _SENTENCES = MappingProxyType(
         RefusalCode.ERROR_REPLY: "The node's work ended in an error, whose text was kept back; see the node's own log.",
         RefusalCode.SITE_DATA: "The site's data cannot be used for this plan; `locum-node check` at the site says why.",
         RefusalCode.LEDGER: "The node could not write its ledger, so nothing may cross; see to its disk and database.",
+        RefusalCode.LEDGER_BROKEN: "The node's ledger is damaged, gone or set back, so nothing crosses until the "
+        "site's people have decided; `locum-node ledger` there and the node's log say how.",
         RefusalCode.SETTINGS: "The node's own settings or database cannot be read; see the node's log.",
         RefusalCode.GUARD: "The node's guard failed, so nothing may cross; this is a fault in Locum, please report it.",
         RefusalCode.DIVERGED: "Training diverged at the site: its loss is no longer finite; a smaller training.lr may "

@@ -34,7 +34,7 @@ class Zygote:
     def __init__(self) -> None:
         environment = os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).parent / "forking.py"],
+            [sys.executable, "-P", Path(__file__).parent / "forking.py"],  # not with tests/ before the rooms
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parents[1],
         )  # fmt: skip
 
@@ -238,9 +238,9 @@ def test_rehearsal_survives_a_kill_between_its_rounds(zygote, undisturbed, tmp_p
 @every_replay
 @pytest.mark.parametrize("file", [1, 2, 3], ids=["first case", "second case", "index"])
 def test_a_memory_survives_a_kill_while_it_is_written(zygote, undisturbed, tmp_path, strategy, file):
-    """The first files of all that are renamed are those of the first site's memory."""
+    """The first file of all that is renamed is the database's copy, the next are those of the first site's memory."""
     renames = [number for number, moment in enumerate(undisturbed(strategy).moments()) if moment == "rename"]
-    kill_at(zygote, undisturbed, tmp_path, strategy, renames[file - 1])
+    kill_at(zygote, undisturbed, tmp_path, strategy, renames[file])
     memory = tmp_path / "home" / "nodes" / "north" / "memory"
     assert len(list((memory / "cases").glob("[0-9a-f]*.safetensors"))) == 2
 

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, QueuePool, Row, Select, create_engine
 from node.asked import AskedRun
 from node.database import FILE, open_database
 from node.ledger import Entry
+from node.ledger_head import LedgerBroken, open_ledger
 from node.progress_store import Standing
 from node.settings import SITE_FILE, SiteSettings
 
@@ -82,7 +83,10 @@ class Reader:
 
 
 def open_reader(home: Path) -> Reader:
-    """Bring the database at `home` up to date once, and open it for reading; raises NoNode."""
+    """Bring the database at `home` up to date once, and open it for reading.
+
+    Raises NoNode, also when the ledger is damaged and a person has to decide.
+    """
     if not home.is_dir():
         raise NoNode(
             f"{home}: there is no such folder; give the node's own: .locum/nodes/SITE in a simulation, `home` in the "
@@ -90,6 +94,10 @@ def open_reader(home: Path) -> Reader:
         )
     if not any((home / name).exists() for name in (FILE, SITE_FILE, "node.key", POLICY_FILE)):
         raise NoNode(f"{home}: this is no node's folder, since there is no {FILE} in it; give --home another one.")
+    try:
+        open_ledger(home)
+    except LedgerBroken as error:
+        raise NoNode(str(error)) from error
     open_database(home).dispose()
     return Reader(home)
 

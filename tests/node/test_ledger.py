@@ -393,10 +393,10 @@ def test_no_ledger_is_one_sentence(tmp_path: Path, capsys) -> None:
     assert run_ledger(tmp_path / "nowhere") == NO_LEDGER
     assert not (tmp_path / "nowhere").exists()
     (tmp_path / "node.db").write_bytes(b"this is no database, " * 100)
-    assert run_ledger(tmp_path) == NO_LEDGER
+    assert run_ledger(tmp_path) == FAULTY
     no_message, no_database = capsys.readouterr().err.splitlines()
     assert no_message.startswith("There is no ledger")
-    assert "cannot be read" in no_database
+    assert "is damaged (file is not a database); restore it from a backup, or set it aside" in no_database
 
 
 def test_a_reader_that_has_seen_enough_is_not_told_of_a_broken_ledger(tmp_path: Path) -> None:
