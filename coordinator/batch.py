@@ -132,14 +132,24 @@ def conclude(
     """Print what came out of some runs, write reports if asked to, exit with the status that fits the worst."""
     from coordinator.console import print_conclusion
 
-    paths = [] if report_in is None else [write_report_of(summary, report_in) for summary in summaries]
+    paths, unwritten = [], []
+    if report_in is not None:
+        for summary in summaries:
+            try:
+                paths.append(write_report_of(summary, report_in))
+            except OSError as error:
+                complain(*told(error))
+                unwritten.append(summary.run)
     if as_json:
         documents = [summary.document() for summary in summaries]
         print_json(documents[0] if len(documents) == 1 else {"runs": documents})
     else:
         print_conclusion(summaries, paths)
+    for run in unwritten:
+        complain(f"when that is mended, `locum report {run}` writes the report.")
     if failed:
         complain(f"when that is mended, {how_to_go_on(failed, options)} where it stopped.")
+    if failed or unwritten:
         raise typer.Exit(FAILED)
     if not all(summary.complete for summary in summaries):
         raise typer.Exit(INCOMPLETE)

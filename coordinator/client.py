@@ -1,6 +1,7 @@
 """The control service from the other end: what the commands ask of a coordinator that runs elsewhere."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ CALL_SECONDS = 60.0
 SUBMIT_SECONDS = 180.0  # its scenario is checked meanwhile
 RETRY_SECONDS = 2.0
 MOST_BYTES = 2**28  # of an answer
+_WRONG_TIMES = {"certificate is not yet valid": "is not valid yet", "certificate has expired": "has expired"}
+_WRONG_TIME = re.compile("|".join(_WRONG_TIMES))  # in gRPC's words
 
 
 class Refused(Exception):
@@ -167,6 +170,12 @@ class Coordinator:
                 raise Refused("The coordinator does not take in so much at once; submit a smaller scenario.") from error
             if code == grpc.StatusCode.INTERNAL and details.endswith("."):
                 raise ServiceFailed(details) from error
+            if (when := _WRONG_TIME.search(details)) is not None:
+                clock = f"by this machine's clock ({datetime.now(UTC):%Y-%m-%d %H:%M} UTC)"
+                raise Refused(
+                    f"The coordinator at {self._address} shows a certificate that {_WRONG_TIMES[when[0]]} {clock}; set "
+                    "the clock right, or let its operator renew it."
+                ) from error
             if "CERTIFICATE_VERIFY_FAILED" in details or "Peer name" in details:
                 raise Refused(
                     f"The certificate at {self._address} is not signed by {self._authority}, or is for other names; "

@@ -29,6 +29,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 _AUTHORITY_DAYS = 3650
 _SERVER_DAYS = 825  # what browsers and TLS libraries accept at most
 _RENEW_DAYS = 30  # a certificate that ends sooner is made anew
+_CLOCKS_DIFFER = timedelta(days=2)  # so far behind, or set back, a clock may be that is shown a new certificate
 
 
 class UnusableKey(ValueError):
@@ -123,6 +124,7 @@ def _authority(folder: Path) -> ec.EllipticCurvePrivateKey:
             ) from error
         if not isinstance(found, ec.EllipticCurvePrivateKey):
             raise UnusableKey(f"{path}: the authority's key is of another kind; restore it, or remove the folder.")
+        _check_clock(folder / "ca.crt")
         return found
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "locum authority")])
@@ -141,6 +143,17 @@ def _authority(folder: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
+def _check_clock(path: Path) -> None:
+    """By a clock that is years off no connection comes about, and nothing would say why."""
+    authority, now = _certificate(path), datetime.now(UTC)
+    if not authority.not_valid_before_utc <= now <= authority.not_valid_after_utc:
+        when = "is not valid yet" if now < authority.not_valid_before_utc else "has expired"
+        raise UnusableKey(
+            f"{path}: by this machine's clock ({now:%Y-%m-%d %H:%M} UTC) the authority's certificate {when}; set the "
+            "clock right, or remove the folder, after which every node needs the new ca.crt."
+        )
+
+
 def _builder(name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
@@ -149,7 +162,7 @@ def _builder(name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=10))  # clocks differ
+        .not_valid_before(now - _CLOCKS_DIFFER)
         .not_valid_after(now + timedelta(days=days))
     )
 

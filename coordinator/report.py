@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,15 +70,24 @@ def write_report(
     from coordinator.line_figures import scores_over_visits
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(summary.document(), allow_nan=False) + "\n")
-    _write_scores(summary, folder / "scores.csv")
+    _write(folder / "run.json", (json.dumps(summary.document(), allow_nan=False) + "\n").encode())
+    _write(folder / "scores.csv", _scores(summary))
     pictures = _pictures(summary)
     for name in ("matrix_dsc", "matrix_asd"):
-        (folder / f"{name}.png").write_bytes(pictures[name].light)
-    (folder / "curves.png").write_bytes(png(scores_over_visits(summary)))
+        _write(folder / f"{name}.png", pictures[name].light)
+    _write(folder / "curves.png", png(scores_over_visits(summary)))
     page = folder / "report.html"
-    page.write_text(_page(summary, pictures, overlays, replays), encoding="utf-8")
+    _write(page, _page(summary, pictures, overlays, replays).encode())
     return page
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; on a full disk that is said with its name."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _forgetting(summary: RunSummary) -> list[str]:
@@ -135,24 +145,23 @@ def _unfinished(summary: RunSummary) -> list[str]:
     return said
 
 
-def _write_scores(summary: RunSummary, path: Path) -> None:
-    """Tidy: one line per visit, scored site, metric and class. An empty class means all of them together."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow(["visit", "visited_site", "scored_site", "unseen", "metric", "class", "value"])
-        means = {"dsc": summary.matrix("dsc"), "asd": summary.matrix("asd")}
-        for i, visited in enumerate(summary.visited):
-            for j, site in enumerate(summary.columns):
-                if np.isnan(means["dsc"][i, j]):
-                    continue
-                cell = [i + 1, "+".join(visited), site, int(j >= len(summary.sites))]
-                for metric, values in (("dsc", summary.dsc), ("asd", summary.asd)):
-                    out.writerow([*cell, metric, "", float(means[metric][i, j])])
-                    out.writerows(
-                        [*cell, metric, name, float(values[i, j, c])] for c, name in enumerate(summary.classes)
-                    )
-                out.writerow([*cell, "both_empty", "", int(summary.both_empty[i, j])])
-                out.writerow([*cell, "penalised", "", int(summary.penalised[i, j])])
+def _scores(summary: RunSummary) -> bytes:
+    """Tidy CSV: one line per visit, scored site, metric and class. An empty class means all of them together."""
+    file = StringIO(newline="")
+    out = csv.writer(file)
+    out.writerow(["visit", "visited_site", "scored_site", "unseen", "metric", "class", "value"])
+    means = {"dsc": summary.matrix("dsc"), "asd": summary.matrix("asd")}
+    for i, visited in enumerate(summary.visited):
+        for j, site in enumerate(summary.columns):
+            if np.isnan(means["dsc"][i, j]):
+                continue
+            cell = [i + 1, "+".join(visited), site, int(j >= len(summary.sites))]
+            for metric, values in (("dsc", summary.dsc), ("asd", summary.asd)):
+                out.writerow([*cell, metric, "", float(means[metric][i, j])])
+                out.writerows([*cell, metric, name, float(values[i, j, c])] for c, name in enumerate(summary.classes))
+            out.writerow([*cell, "both_empty", "", int(summary.both_empty[i, j])])
+            out.writerow([*cell, "penalised", "", int(summary.penalised[i, j])])
+    return file.getvalue().encode()
 
 
 def _page(

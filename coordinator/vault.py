@@ -36,18 +36,19 @@ class Vault:
         address = address_of(data)
         if self.holds(address):
             return address
-        path = self.path(address)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-            written = Path(file.name)
-            try:
+        path, new = self.path(address), None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+                new = Path(file.name)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                written.replace(path)
-            except OSError as error:
-                written.unlink(missing_ok=True)  # on a full disk, half a file would keep it full
-                raise OSError(error.errno, error.strerror, str(path)) from error
+            new.replace(path)
+        except OSError as error:
+            if new is not None:
+                new.unlink(missing_ok=True)  # on a full disk, half a file would keep it full
+            raise OSError(error.errno, error.strerror, str(path)) from error
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the rename itself must survive a power cut

@@ -1,5 +1,6 @@
 """Where a long visit keeps its place on the node's own disk: one safetensors file per visit, replaced atomically."""
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -11,6 +12,8 @@ from safetensors.torch import save
 
 from node.files import replace_file
 from protos.messages import Request
+
+_log = logging.getLogger("locum.node.checkpoints")
 
 
 class VisitCheckpoint:
@@ -24,6 +27,7 @@ class VisitCheckpoint:
         self._path = _folder(home, request.run) / f"{request.stop}-{request.round}.safetensors"
         self._plan = request.plan.digest()
         self._samples = samples
+        self._told = False  # that it cannot be written
 
     @cached_property
     def _belongs(self) -> dict[str, str]:
@@ -43,9 +47,17 @@ class VisitCheckpoint:
             return None
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Write, sync, rename: a crash leaves the old checkpoint or the new one."""
+        """Write, sync, rename: a crash leaves the old checkpoint or the new one.
+
+        Where it cannot be written the visit goes on without; it would only have to begin earlier after a crash.
+        """
         data = save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {"step": str(step)} | self._belongs)
-        replace_file(self._path, data)
+        try:
+            replace_file(self._path, data)
+        except OSError as error:
+            if not self._told:
+                _log.warning("%s: %s; the visit goes on without a checkpoint.", self._path, error.strerror)
+            self._told = True
         # The rename need not be synced: if a power cut takes it back, the older checkpoint is still whole.
 
 

@@ -1,6 +1,8 @@
 """Files of a node's own that are whole whatever dies: written, synced, renamed."""
 
+import errno
 import os
+import sqlite3
 import tempfile
 from pathlib import Path
 
@@ -10,14 +12,30 @@ _NEW = ".new-"  # begins the name of a file that is being written
 def replace_file(path: Path, data: bytes) -> None:
     """Write `data` to `path`, for its owner only, in a folder that is made if need be.
 
-    A crash leaves the old file or the new one; the rename itself is on the disk after `sync_folder`.
+    A crash leaves the old file or the new one; the rename itself is on the disk after `sync_folder`. Raises OSError,
+    which names `path`; half a file is not left behind then.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_NEW, delete=False) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
+    new = None
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_NEW, delete=False) as file:
+            new = Path(file.name)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError as error:
+        if new is not None:
+            new.unlink(missing_ok=True)  # on a full disk, half a file would keep it full
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error is that a disk is full, or a database's."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    code: int = getattr(getattr(error, "orig", error), "sqlite_errorcode", None) or 0
+    return code & 0xFF == sqlite3.SQLITE_FULL
 
 
 def clear_leftovers(folder: Path) -> None:

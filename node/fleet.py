@@ -8,19 +8,21 @@ two looks. Nothing here imports PyTorch: an idle node is small.
 
 import json
 import logging
+import ssl
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
@@ -46,8 +48,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from node.objects import Objects
+from node.objects import Keeper, Loose, Objects
 from protos.packing import packed, unpacked
+from protos.refusals import RefusalCode, explain
 
 _log = logging.getLogger("locum.node.fleet")
 
@@ -55,6 +58,8 @@ BEAT_SECONDS = HEARTBEAT_DEFAULT_INTERVAL / 3  # between two signs of life
 # Flower's own numbers of what went wrong, in the body of an HTTP error
 _NOT_ACTIVATED = 2004
 _OVER = frozenset({2007, 2008, 2009})  # the run ended, or is none of this node's
+
+_NOT_YET_VALID, _EXPIRED = 9, 10  # OpenSSL's numbers of what is wrong with a certificate
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -108,7 +113,7 @@ class Fleet:
     """
 
     def __init__(self, address: str, authority: Path, key: ec.EllipticCurvePrivateKey) -> None:
-        self._address = address
+        self._address, self._authority = address, authority
         self._key = public_key_to_bytes(key.public_key())
         self._client = FleetHttpClient.from_server_address(
             address,
@@ -241,9 +246,22 @@ class Fleet:
                 raise Ended from error
             raise Unreachable(f"The coordinator at {self._address} answers with HTTP {status}.") from error
         except (httpx.TransportError, OSError) as error:
-            raise Unreachable(
-                f"The coordinator at {self._address} does not answer ({type(error).__name__})."
-            ) from error
+            why = _not_trusted(error, self._authority) or f"does not answer ({type(error).__name__})"
+            raise Unreachable(f"The coordinator at {self._address} {why}.") from error
+
+
+def _not_trusted(error: BaseException | None, authority: Path) -> str | None:
+    """What is wrong with the certificate that the coordinator shows, if that is what an error comes from."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    clock = f"by this machine's clock ({datetime.now(UTC):%Y-%m-%d %H:%M} UTC)"
+    if error.verify_code == _NOT_YET_VALID:
+        return f"shows a certificate that is not valid yet {clock}; set the clock right"
+    if error.verify_code == _EXPIRED:
+        return f"shows a certificate that has expired {clock}; set the clock right, or let its operator renew it"
+    return f"shows a certificate that {authority} did not sign or that is for another name; ask its operator for both"
 
 
 def _flower_code(response: httpx.Response) -> int | None:
@@ -277,7 +295,16 @@ def names_in(tree: bytes) -> list[str]:
     return [str(part.object_id) for part in iterate_object_tree(ObjectTree.FromString(tree))]
 
 
-def take_apart(reply: Message, objects: Objects) -> tuple[bytes, bytes]:
+def refusal(arrived: Arrived, code: RefusalCode) -> tuple[bytes, bytes, dict[str, bytes]]:
+    """The coded answer to a message of which not all has arrived, as `take_apart` returns it, and its objects."""
+    metadata = arrived.message.metadata
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, metadata.run_id, metadata.dst_node_id
+    reply = Message(Error(int(code), explain(code)), reply_to=message_from_proto(arrived.message))
+    loose = Loose()
+    return *take_apart(reply, loose), loose.contents
+
+
+def take_apart(reply: Message, objects: Keeper) -> tuple[bytes, bytes]:
     """Keep a reply's objects; returns the reply without its content and its object tree, both serialised."""
     if reply.has_content():
         reply.content = packed(reply.content)

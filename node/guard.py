@@ -18,6 +18,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from node.copies import carries_generator
+from node.files import is_full_disk
 from node.inspection import (
     arrived_handover,
     check_args,
@@ -49,6 +50,7 @@ _FAILURES = frozenset(
         RefusalCode.MEMORY,
         RefusalCode.DIVERGED,
         RefusalCode.DIED,
+        RefusalCode.DISK_FULL,
     }
 )
 # The work behind the guard may refuse so; its own sentence goes to the log, and this one into the ledger.
@@ -282,6 +284,9 @@ def _work(call_next: ClientAppCallable, message: Message, context: Context) -> o
             failure = Refusal(RefusalCode.DIVERGED, "The loss is no longer finite; the node's log says at which step.")
         elif type(error) is Refusal and error.code is RefusalCode.UNPROTECTED:
             failure = error
+        elif is_full_disk(error):
+            _log.error("The disk is full: %s", getattr(error, "orig", error))
+            failure = Refusal(RefusalCode.DISK_FULL, "The node's disk is full; its log says where.")
         else:
             _log.exception("The work behind the guard was ended by an exception.")
             failure = _Raised(error)

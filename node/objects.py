@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 from node.files import clear_leftovers, replace_file
 
@@ -16,6 +17,24 @@ _IDENTITY = re.compile(r"[0-9a-f]{64}")
 
 class Damaged(Exception):
     """An object's content is not what its name says; one sentence."""
+
+
+class Keeper(Protocol):
+    """What takes objects in."""
+
+    def put(self, identity: str, content: bytes) -> None:
+        """Keep an object."""
+
+
+class Loose:
+    """Objects that the disk has no room for, in memory: those of a reply that is an error, which are small."""
+
+    def __init__(self) -> None:
+        self.contents: dict[str, bytes] = {}
+
+    def put(self, identity: str, content: bytes) -> None:
+        """Keep an object."""
+        self.contents[identity] = content
 
 
 class Objects:

@@ -41,8 +41,9 @@ class Replies:
         """Keep the reply to a question, and of older ones only so many."""
         reply = KeptReply(tree.hex(), parts, self._policy_digest())
         replace_file(self._folder / question, json.dumps(asdict(reply)).encode())
-        by_age = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        for path in by_age[:-MOST]:
+        others = [path for path in self._folder.iterdir() if path.name != question]
+        others.sort(key=lambda path: path.stat().st_mtime_ns)  # which a clock that was set back does not order
+        for path in others[: max(0, len(others) + 1 - MOST)]:
             path.unlink(missing_ok=True)
 
     def find(self, question: str) -> KeptReply | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from node.files import replace_file
-from node.fleet import Arrived, Ended, Fleet, NotAdmitted, Unreachable, names_in
+from node.fleet import Arrived, Ended, Fleet, NotAdmitted, Unreachable, names_in, refusal
 from node.keys import make_key, read_key
 from node.objects import Damaged, Objects
 from node.replies import Replies
@@ -27,6 +27,7 @@ from node.service_config import ConfigError, ServiceConfig
 from node.settings import SITE_FILE
 from node.workers import Answer, Workers
 from protos.messages import PROGRESS, VISIT
+from protos.refusals import RefusalCode
 from protos.software import installed
 
 _log = logging.getLogger("locum.node.serving")
@@ -146,6 +147,10 @@ class _Service:
         except Damaged as error:
             _log.error("A %s is left unanswered: %s", arrived.kind, error)
             return
+        except OSError as error:
+            _log.error("A %s is refused: %s; free or mend the node's disk.", arrived.kind, error)
+            self._work.submit(self._refuse, arrived)
+            return
         bundle = self._bundles[arrived.run]
         if arrived.kind == PROGRESS:
             at_work = any(one.run == arrived.run and one.kind != PROGRESS for one in self._open.values())
@@ -195,9 +200,20 @@ class _Service:
         except Exception:
             _log.exception("A %s could not be answered.", arrived.kind)
 
+    def _refuse(self, arrived: Arrived) -> None:
+        """Answer a message that the disk has no room for; there is none for an entry in the ledger either."""
+        try:
+            reply, tree, loose = refusal(arrived, RefusalCode.DISK_FULL)
+            self._persistently(lambda: self._hand_in(arrived.run, Answer(reply, tree, 0.0, True, loose)))
+        except Ended:
+            _log.info("The run ended at the coordinator before the refusal of its %s arrived.", arrived.kind)
+        except Exception:
+            _log.exception("A %s could not be refused.", arrived.kind)
+
     def _hand_in(self, run: int, answer: Answer) -> None:
         wanted, session = self._fleet.announce(answer.reply, answer.tree, answer.seconds)
-        self._fleet.push(run, session, ((identity, self._objects.get(identity)) for identity in wanted))
+        contents = ((identity, answer.loose.get(identity) or self._objects.get(identity)) for identity in wanted)
+        self._fleet.push(run, session, contents)
 
     def _persistently(self, call: Callable[[], _Found]) -> _Found:
         """Call until the coordinator answers; raises Ended when the run, or this service, is over."""

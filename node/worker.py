@@ -35,7 +35,7 @@ from node.data import layouts  # noqa: F401
 from node.fleet import assemble, take_apart
 from node.frames import receive_frame, send_frame
 from node.guard import report_failure
-from node.objects import Objects
+from node.objects import Loose, Objects
 from node.settings import SiteSettings
 from protos.refusals import Refusal, RefusalCode
 from protos.software import installed
@@ -110,13 +110,25 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
             reply = app(message, context)
     failed = reply.has_error()
     del message
-    content, tree = take_apart(reply, objects)
+    content, tree, loose = _handed_over(reply, objects)
     return {
         "reply": base64.b64encode(content).decode(),
         "tree": base64.b64encode(tree).decode(),
         "seconds": time.monotonic() - began,
         "failed": failed,
+        "loose": {identity: base64.b64encode(content).decode() for identity, content in loose.items()},
     }
+
+
+def _handed_over(reply: Message, objects: Objects) -> tuple[bytes, bytes, dict[str, bytes]]:
+    """What `take_apart` returns; of an error also its objects, if there is no room for them on the disk."""
+    try:
+        return *take_apart(reply, objects), {}
+    except OSError:
+        if not reply.has_error():
+            raise
+        loose = Loose()
+        return *take_apart(reply, loose), loose.contents
 
 
 def _on_a_device(settings: SiteSettings) -> SiteSettings:

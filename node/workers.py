@@ -7,9 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,6 +32,7 @@ class Answer:
     tree: bytes
     seconds: float
     failed: bool  # an error, be it a refusal or a fault
+    loose: Mapping[str, bytes] = field(default_factory=dict)  # objects that are not on the disk
 
 
 class Workers:
@@ -71,7 +72,8 @@ class Workers:
                 return None
             if found is not None:
                 reply, tree = base64.b64decode(found["reply"]), base64.b64decode(found["tree"])
-                return Answer(reply, tree, found["seconds"], found["failed"])
+                loose = {identity: base64.b64decode(content) for identity, content in found["loose"].items()}
+                return Answer(reply, tree, found["seconds"], found["failed"], loose)
             _log.error("%s", _KILLED)
             self._settle()
         raise OSError("The processes that do the node's work are killed as soon as they begin; see the system's log.")

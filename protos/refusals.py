@@ -45,6 +45,7 @@ class RefusalCode(IntEnum):
     MEMORY = 1038
     DIED = 1039
     LEDGER_BROKEN = 1040
+    DISK_FULL = 1041
 
 
 _SENTENCES = MappingProxyType(
@@ -82,6 +83,7 @@ _SENTENCES = MappingProxyType(
         RefusalCode.ERROR_REPLY: "The node's work ended in an error, whose text was kept back; see the node's own log.",
         RefusalCode.SITE_DATA: "The site's data cannot be used for this plan; `locum-node check` at the site says why.",
         RefusalCode.LEDGER: "The node could not write its ledger, so nothing may cross; see to its disk and database.",
+        RefusalCode.DISK_FULL: "The node's disk is full; free some of it there, then resume the run.",
         RefusalCode.LEDGER_BROKEN: "The node's ledger is damaged, gone or set back, so nothing crosses until the "
         "site's people have decided; `locum-node ledger` there and the node's log say how.",
         RefusalCode.SETTINGS: "The node's own settings or database cannot be read; see the node's log.",

@@ -74,7 +74,7 @@ def test_a_changed_file_is_never_handed_out(vault, damage):
     address = vault.put(b"weights")
     path = vault.path(address)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(MissingArtifact, match="was changed; restore it") as caught:
+    with pytest.raises(MissingArtifact, match="is damaged; restore it") as caught:
         vault.get(address)
     assert str(path) in str(caught.value)
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import time
 import zipfile
 from pathlib import Path
 
@@ -102,6 +103,15 @@ def test_only_the_newest_replies_are_kept(replies: Replies) -> None:
         os.utime(replies._folder / f"{number:064x}", (number, number))
     replies.keep("f" * 64, b"", [])
     assert sum(replies.find(f"{number:064x}") is not None for number in range(MOST + 3)) == MOST - 1
+
+
+def test_a_clock_that_was_set_back_does_not_make_the_newest_reply_the_oldest(replies: Replies) -> None:
+    tomorrow = time.time() + 24 * 3600
+    for number in range(MOST):
+        replies.keep(f"{number:064x}", b"", [])
+        os.utime(replies._folder / f"{number:064x}", (tomorrow, tomorrow))
+    replies.keep("f" * 64, b"", [])
+    assert replies.find("f" * 64) is not None
 
 
 def bundle(*files: str, content: bytes = b"") -> bytes:
