@@ -217,7 +217,9 @@ def _site(site: pb.Site) -> dict[str, Any]:
         "site": site.name,
         "online": site.online,
         "last_seen": seen,
-        "software": site.software if site.HasField("software") else None,
-        "schema_version": site.schema_version if site.HasField("schema_version") else None,
+        **{
+            name: getattr(site, name) if site.HasField(name) else None
+            for name in ("software", "code_sha256", "torch", "schema_version")
+        },
         "cases": dict(sorted(site.cases.items())),
     }

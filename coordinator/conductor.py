@@ -17,6 +17,7 @@ from coordinator.assignment import Assignment
 from coordinator.averaging import average
 from coordinator.events import Listener
 from coordinator.exchange import AWAY, Answer, Exchange, Question, SiteFailure, Traffic, bytes_by_kind, count_traffic
+from coordinator.introductions import introduce
 from coordinator.mending import damaged_ends, other_bits, reopen
 from coordinator.scenario import Scenario, SkipInstead
 from coordinator.scoring import Scoring
@@ -91,6 +92,7 @@ class Conductor:
         open_stops = [stop for stop in stops if status[stop.index] not in SETTLED]
         self._listener.run_began(self._run, len(stops), len(stops) - len(open_stops))
         samples = self._describe(open_stops, fresh=len(open_stops) == len(stops))
+        introduce(self._assignment, samples)
         for stop in stops:
             if stop in open_stops:
                 self._make_or_skip(stop, samples)

@@ -93,11 +93,12 @@ def print_runs(rows: Iterable[Mapping[str, Any]]) -> None:
 def print_sites(rows: Iterable[Mapping[str, Any]]) -> None:
     """The list of a coordinator's sites."""
     table = Table()
-    for name in ("site", "online", "last seen", "software", "schema", "cases"):
-        table.add_column(name, no_wrap=name == "site")
+    for name in ("site", "online", "last seen", "software", "code", "torch", "schema", "cases"):
+        table.add_column(name, no_wrap=name in ("site", "software", "code"))
     for row in rows:
         cases = ", ".join(f"{part} {count}" for part, count in row["cases"].items())
-        known = (row["last_seen"], row["software"], row["schema_version"], cases or None)
+        code = row["code_sha256"] and row["code_sha256"][:8]
+        known = (row["last_seen"], row["software"], code, row["torch"], row["schema_version"], cases or None)
         said = ("-" if value is None else escape(str(value)) for value in known)
         table.add_row(escape(row["site"]), "yes" if row["online"] else "no", *said)
     console().print(table)

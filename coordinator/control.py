@@ -226,6 +226,9 @@ def _site(node: NodeEntry, told: SiteRow | None) -> pb.Site:
         site.last_seen.FromDatetime(node.last_seen)
     if told is not None:
         site.schema_version = told.schema_version
+        for name in ("software", "torch", "code_sha256"):
+            if (value := getattr(told, name)) is not None:
+                setattr(site, name, value)
         site.cases.update(told.cases)
     return site
 

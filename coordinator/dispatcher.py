@@ -17,6 +17,7 @@ from coordinator.superlink import SuperLinkConfig
 from coordinator.turns import ENDED, Waiting, choose, put_back, queued
 from coordinator.workers import Message, Worker
 from protos.handover import SCHEMA_VERSION
+from protos.software import Software
 
 _log = logging.getLogger("locum.coordinator")
 
@@ -104,6 +105,11 @@ class Dispatcher:
         elif "site" in message:
             with self._store.transaction() as session:
                 session.merge(SiteRow(name=message["site"], schema_version=SCHEMA_VERSION, cases=message["cases"]))
+        elif "introduced" in message:
+            told = Software(**message["software"]) if message["software"] else None
+            with self._store.transaction() as session:
+                row = session.get_one(SiteRow, message["introduced"])
+                row.software, row.torch, row.code_sha256 = (told.name, told.torch, told.code) if told else (None,) * 3
         elif "said" in message:
             _log.warning("%s: %s", run, message["said"])
         else:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from protos.software import Software
+
 
 class Listener:
     """Told of everything a person may want to see live; this one does nothing with it."""
@@ -14,6 +16,9 @@ class Listener:
 
     def described(self, site: str, cases: Mapping[str, int]) -> None:
         """A site has described itself: part -> cases, under the run's split."""
+
+    def introduced(self, site: str, software: Software | None) -> None:
+        """A site has said which software is at work there; None: it did not say."""
 
     def stop_began(
         self, stop: int, sites: tuple[str, ...], rounds: int, done: int, rehearsing: tuple[str, ...] = ()

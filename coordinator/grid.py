@@ -73,17 +73,14 @@ def simulated_sites(
 
 
 def policies(scenario: Scenario, home: Path) -> dict[str, dict[str, Any]]:
-    """Site -> what of its policy, where it has one, changes the bits of a run instead of refusing it.
+    """Site -> what of its policy, where it has one, changes the bits of a run.
 
     A policy that cannot be read lets nothing leave, so it changes nothing.
     """
     found = {}
     for site in scenario.sites:
         with suppress(Refusal):
-            policy = Policy.of(home / "nodes" / site.name)
-            found[site.name] = policy.model_dump(
-                mode="json", include={"updates": {"clip", "noise"}, "memory": {"cases"}}, exclude_none=True
-            )
+            found[site.name] = Policy.of(home / "nodes" / site.name).changes
     return {site: changes for site, changes in found.items() if changes}
 
 

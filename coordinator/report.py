@@ -43,7 +43,7 @@ def plain_words(summary: RunSummary) -> list[str]:
     """What the run learnt and forgot, in sentences for people; the most important first."""
     matrix = summary.matrix("dsc")
     if len(matrix) == 0:
-        return [*_unfinished(summary), "No model has been scored yet."]
+        return [*_unfinished(summary), "No model has been scored yet.", *_policies(summary)]
     said = _forgetting(summary)
     final = {site: float(matrix[-1, j]) for j, site in enumerate(summary.columns)}
     unseen = [f"{final[site]:.2f} DSC on {site}" for site in summary.unseen if not math.isnan(final[site])]
@@ -55,7 +55,7 @@ def plain_words(summary: RunSummary) -> list[str]:
         said.append(f"All scores are over {summary.plan.scored_cases}, not over test cases.")
     if left_out := [site for site, column in zip(summary.columns, matrix.T, strict=True) if np.isnan(column).all()]:
         said.append(f"There is no score on {_listed(left_out)}, so the means leave that out.")
-    return said + _unfinished(summary)
+    return said + _policies(summary) + _unfinished(summary)
 
 
 def write_report(
@@ -123,6 +123,22 @@ def _forgetting(summary: RunSummary) -> list[str]:
         f"{site} ({own:.2f} to {now:.2f})" for change, site, own, now in reversed(changes) if change >= 0.005
     ]:
         said.append(f"It went on improving on {_listed(gained[:4])}.")
+    return said
+
+
+def _policies(summary: RunSummary) -> list[str]:
+    said = []
+    for site, changes in (summary.policies[-1] if summary.policies else {}).items():
+        updates, memory = changes.get("updates"), changes.get("memory")
+        parts = []
+        if updates is not None:
+            parts.append(f"updates leave clipped to {updates['clip']:g}, with noise {updates['noise']:g}")
+        if memory is not None:
+            parts.append(f"a run keeps at most {memory['cases']} cases for rehearsal")
+        what = f"By the policy of {site} {' and '.join(parts)}." if parts else f"The policy of {site} was not told."
+        said.append(what)
+    if len(summary.policies) > 1:
+        said.append("That was not so from the beginning: sites' policies were changed while the run was under way.")
     return said
 
 

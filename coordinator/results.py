@@ -51,6 +51,7 @@ def summarise(run: Run) -> RunSummary:
         weights_sha256=done[-1].weights_sha256 if done else None,
         software=run.software,
         command=run.command,
+        policies=tuple(run.policies),
     )
 
 

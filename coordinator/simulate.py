@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context, RecordDict
 
@@ -19,6 +18,7 @@ from coordinator.engine import Deployed, Engine, InProcess
 from coordinator.events import Listener
 from coordinator.grid import policies, simulated_sites
 from coordinator.home import Home, alone
+from coordinator.introductions import note_policies
 from coordinator.scenario import Scenario, ScenarioError
 from coordinator.store import SETTLED, Run
 from strategies.registry import UnknownStrategy, strategy_for
@@ -148,7 +148,7 @@ def carry_out(run: str, home: Home, *, device: str, listener: Listener, engine: 
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its line per round would tear the progress bars
     with alone(home, run), _nodes_logging_to(home.nodes_log), server.listening(listener):
         if not deployed and (open_sites or not row.stops):
-            _note_policies(run, home, policies(scenario, home.folder))
+            note_policies(home.store(), run, policies(scenario, home.folder))
         with engine.connected(sites, listener) as grid:
             server.app(grid, context)
 
@@ -168,13 +168,6 @@ def engine_for(name: str, run: str, home: Home, device: str) -> Iterator[Engine]
     sites = simulated_sites(Scenario.model_validate(row.scenario), Path(row.data or "."), home.folder, device)
     with local_deployment(sites, home.folder / "flower") as config:
         yield Deployed(config)
-
-
-def _note_policies(run: str, home: Home, now: dict[str, dict[str, Any]]) -> None:
-    with home.store().transaction() as session:
-        row = session.get_one(Run, run)
-        earlier = row.policies if any(stop.status != "pending" for stop in row.stops) else []
-        row.policies = earlier if now in earlier[-1:] else [*earlier, now]
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 from coordinator import database_copy
 from coordinator.database_copy import sqlite_file
 
-REVISION = "0004"  # the newest migration; a test holds it to Alembic's own answer
+REVISION = "0005"  # the newest migration; a test holds it to Alembic's own answer
 
 SETTLED = ("done", "skipped")  # stops that a run does not come back to
 
@@ -61,7 +61,7 @@ class Run(Base):
     created: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
     seconds: Mapped[float] = mapped_column(default=0.0)  # of work, over all resumptions
     device: Mapped[str] = mapped_column(String(32), default="cpu")  # of the simulated nodes; bits depend on it
-    # what the sites' policies changed in it, see coordinator.grid.policies; one entry more whenever that was another
+    # what the sites' policies changed in it, see coordinator/introductions.py; one entry more whenever that was another
     policies: Mapped[list[dict[str, Any]]] = mapped_column(default=list)
     software: Mapped[str] = mapped_column(String(40))
     command: Mapped[str]  # makes the same run again
@@ -144,6 +144,9 @@ class SiteRow(Base):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     schema_version: Mapped[int]
     cases: Mapped[dict[str, Any]]  # part -> cases
+    software: Mapped[str | None] = mapped_column(String(40))  # name and version; null: it did not say
+    torch: Mapped[str | None] = mapped_column(String(40))  # version
+    code_sha256: Mapped[str | None] = mapped_column(String(64))  # see protos/software.py
 
 
 class UnknownRun(Exception):

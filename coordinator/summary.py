@@ -85,6 +85,8 @@ class RunSummary:
     weights_sha256: str | None  # of the final handover's weights; None before the first visit
     software: str  # name and version that made the run
     command: str  # makes the same run again
+    # site -> what its policy changed in the run, see coordinator/introductions.py; a further one for every change
+    policies: tuple[Mapping[str, Mapping[str, Any]], ...] = ()
 
     def __post_init__(self) -> None:
         rows, columns, classes = len(self.visited), len(self.columns), len(self.classes)
@@ -167,7 +169,8 @@ class RunSummary:
     def document(self) -> dict[str, Any]:
         """The JSON document of the run; scores that do not exist and undefined metrics are null.
 
-        A run that is scored on other than test cases says so under `scored`; `drift` is there where replays drifted.
+        A run that is scored on other than test cases says so under `scored`; `drift` is there where replays drifted,
+        `policies` where those of sites changed something.
         """
         return {
             "run": self.run,
@@ -180,6 +183,7 @@ class RunSummary:
             "matrix": {score: _nullable(self.matrix(score)) for score in self.metrics},
             "metrics": {score: dict(values) for score, values in self.metrics.items()},
             **({"drift": {d: _nullable(self.drift[..., i]) for i, d in enumerate(DRIFTS)}} if self.drifts else {}),
+            **({"policies": list(self.policies)} if any(self.policies) else {}),
             "weights_sha256": self.weights_sha256,
             "traffic_bytes": self.traffic_bytes,
             "seconds": self.seconds,

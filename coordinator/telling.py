@@ -3,10 +3,12 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from coordinator.events import Listener
 from coordinator.exchange import in_words
+from protos.software import Software
 
 STEP_SECONDS = 2.0  # between two reports of a stop's steps
 
@@ -34,6 +36,10 @@ class Teller(Listener):
     def described(self, site: str, cases: Mapping[str, int]) -> None:
         """A site has described itself; kept apart from the run's events."""
         self._send(site=site, cases=dict(cases))
+
+    def introduced(self, site: str, software: Software | None) -> None:
+        """A site has said which software is at work there; kept apart from the run's events."""
+        self._send(introduced=site, software=software and asdict(software))
 
     def stop_began(
         self, stop: int, sites: tuple[str, ...], rounds: int, done: int, rehearsing: tuple[str, ...] = ()

@@ -27,8 +27,10 @@ from node.scoring import overlay_png, score_site
 from node.settings import SiteSettings
 from node.updates import SiteNoise, check_protected
 from node.workshop import Workshop
+from protos import software
 from protos.handover import Handover, Kind
-from protos.messages import DESCRIBE, PROGRESS, SCORE, VISIT, Request, pack_reply, read_handover, read_request
+from protos.introduction import Introduction
+from protos.messages import PROGRESS, TYPES, VISIT, Request, pack_reply, read_handover, read_request
 from protos.refusals import Refusal, RefusalCode
 from strategies.privacy import Privacy
 from strategies.randomness import Seeds
@@ -51,7 +53,7 @@ class GuardedClientApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Carry out a message behind the guard."""
-        if message.metadata.message_type in (DESCRIBE, PROGRESS, VISIT, SCORE):
+        if message.metadata.message_type in TYPES:
             return super().__call__(message, context)  # the guard is the outermost mod
         return _guard(message, context, super().__call__)
 
@@ -69,6 +71,14 @@ def describe(message: Message, context: Context) -> Message:
         counts["samples"] = len(_samples(data, "train"))
         counts |= data.counts()  # cases that turned out unreadable are gone
     return Message(pack_reply(request, None, counts), reply_to=message)
+
+
+@app.query("introduce")
+def introduce(message: Message, context: Context) -> Message:
+    """Say which software is at work here, and what the site's policy changes in a run."""
+    settings, request, _ = _open(message, context)
+    found = Introduction(software.installed(), Policy.of(settings.home).changes)
+    return Message(pack_reply(request, None, found.scalars()), reply_to=message)
 
 
 @app.query("progress")

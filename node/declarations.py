@@ -10,7 +10,8 @@ from node.guard import Exchange
 from node.scoring import declared_metrics
 from protos.declaration import Bound, Declaration
 from protos.handover import Kind
-from protos.messages import PROGRESS, SCORE, VISIT, Request
+from protos.introduction import INTRODUCTION
+from protos.messages import INTRODUCE, PROGRESS, SCORE, VISIT, Request
 from protos.plan import Plan
 from protos.refusals import Refusal, RefusalCode
 from strategies.registry import UnknownStrategy, strategy_for
@@ -53,6 +54,8 @@ def _declare(message_type: str, plan: str, action: str, site: str, stop: int) ->
             return Exchange(arrives, Declaration(None, {**declared_metrics(strategy.plan.task), **drift}))
         if message_type == PROGRESS:
             return Exchange(None, Declaration(None, STANDING))
+        if message_type == INTRODUCE:
+            return Exchange(None, Declaration(None, INTRODUCTION))
         return Exchange(None, Declaration(None, DESCRIPTION), DESCRIBE_ARGS)
     except ValueError as error:  # the network does not fit the task
         raise Refusal(RefusalCode.PLAN, str(error)) from error

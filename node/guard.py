@@ -37,7 +37,7 @@ from node.settings import SiteSettings
 from node.updates import holds_update
 from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema, Kind
-from protos.messages import DESCRIBE, PROGRESS, SCORE, VISIT, Request, pack_reply
+from protos.messages import TYPES, Request, pack_reply
 from protos.refusals import OtherVersion, Refusal, RefusalCode
 
 _log = logging.getLogger("locum.node.guard")
@@ -176,7 +176,7 @@ class _Passage:
 
     def _admit(self, declare: Declare) -> _Admitted:
         metadata = self._message.metadata
-        if metadata.message_type not in (VISIT, SCORE, DESCRIBE, PROGRESS):
+        if metadata.message_type not in TYPES:
             raise Refusal(RefusalCode.MESSAGE_TYPE, "No message of this type is answered.")
         if not self._message.has_content():
             raise Refusal(RefusalCode.LAYOUT, "The message has no content.")

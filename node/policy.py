@@ -81,6 +81,12 @@ class Policy(Record):
             )
             raise _unreadable(path, f"is not understood ({faults})") from error
 
+    @property
+    def changes(self) -> dict[str, dict[str, int | float]]:
+        """What changes the bits of a run instead of refusing it: `updates` (clip, noise) and `memory` (cases)."""
+        wanted = {"updates": {"clip", "noise"}, "memory": {"cases"}}
+        return self.model_dump(mode="json", include=wanted, exclude_none=True)
+
     def narrow(self, strategy: str, declared: Declaration) -> Declaration:
         """`declared`, if this policy lets all of it out.
 

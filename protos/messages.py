@@ -24,6 +24,8 @@ VISIT = "train.visit"
 SCORE = "evaluate.score"
 DESCRIBE = "query.describe"
 PROGRESS = "query.progress"
+INTRODUCE = "query.introduce"
+TYPES = frozenset({VISIT, SCORE, DESCRIBE, PROGRESS, INTRODUCE})
 
 RAW = "locum.raw"  # Array.stype: raw little-endian values in C order, so no byte is left over to hide in
 

@@ -57,7 +57,10 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 def crossings(desk: Desk, site: str, run: str) -> list[Any]:
     """What crossed for the run, but for questions of progress, which the clock decides on."""
     return [
-        (entry.direction, entry.message_type, entry.verdict, entry.stop, entry.round, entry.kind_bytes, entry.metrics)
+        (
+            *(entry.direction, entry.message_type, entry.verdict, entry.stop, entry.round, entry.kind_bytes),
+            *(entry.metrics, entry.software, entry.code_sha256),
+        )
         for entry in desk.ledger(site).entries()
         if entry.run == run and entry.message_type != PROGRESS
     ]

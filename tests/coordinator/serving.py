@@ -114,10 +114,12 @@ class Served:
         self._service = self.process("service.log", "serve", f"--config={self.folder / 'coordinator.yaml'}")
         wait_for(lambda: self.ask("sites").status == 0)
 
-    def process(self, log: str, *words: str, command: str = "coordinator.cli") -> "subprocess.Popen[bytes]":
-        """A command as a process of its own, its output in the file `log`."""
+    def process(
+        self, log: str, *words: str, command: str = "coordinator.cli", release: Path = ROOT
+    ) -> "subprocess.Popen[bytes]":
+        """A command as a process of its own, its output in the file `log`, its code that in `release`."""
         code = f"from {command} import main; import sys; sys.exit(main())"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(release), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
         with (self.folder / log).open("ab") as file:
             return subprocess.Popen(
                 [sys.executable, "-P", "-c", code, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
@@ -133,19 +135,22 @@ class Served:
         self.service.terminate()
         return self.service.wait(60)
 
-    def start_node(self, site: str, appearance: int, cases: int) -> None:
+    def start_node(self, site: str, appearance: int, cases: int, release: Path = ROOT) -> None:
         """A node with a synthetic hospital; its key is at `key(site)`."""
         (self.folder / f"{site}.yaml").write_text(
             f"site: {site}\nhome: {site}\ncoordinator: localhost:{self.superlink}\nauthority: home/keys/ca.crt\n"
             f"phantom: {{task: organ, appearance: {appearance}, cases: {cases}, size: 16}}\n"
         )
         self._nodes[site] = self.process(
-            f"{site}.log", "serve", f"--config={self.folder / f'{site}.yaml'}", command="node.cli"
+            f"{site}.log", "serve", f"--config={self.folder / f'{site}.yaml'}", command="node.cli", release=release
         )
         wait_for(self.key(site).exists)
 
     def key(self, site: str) -> Path:
         return self.folder / site / "node.key.pub"
+
+    def ledger(self, site: str) -> Ledger:
+        return Ledger(open_database(self.folder / site))
 
     def node_said(self, site: str) -> str:
         return (self.folder / f"{site}.log").read_text()
@@ -171,15 +176,15 @@ class Served:
 
 
 @contextmanager
-def two_sites(folder: Path) -> Iterator[Served]:
-    """A coordinator with the nodes of north and east, both online; it has to end well."""
+def two_sites(folder: Path, release: Path = ROOT) -> Iterator[Served]:
+    """A coordinator with the nodes of north and east, both online; it has to end well. `release` is east's code."""
     os.environ["NO_COLOR"] = "1"
     served = Served(folder)
     try:
         served.start()
         (folder / "tiny.yaml").write_text(TINY)
-        for site, appearance, cases in (("north", 0, 6), ("east", 1, 7)):
-            served.start_node(site, appearance, cases)
+        for site, appearance, cases, code in (("north", 0, 6, ROOT), ("east", 1, 7, release)):
+            served.start_node(site, appearance, cases, code)
             assert served.ask("node", "add", site, f"--key={served.key(site)}").status == 0
         wait_for(lambda: all(site["online"] for site in json.loads(served.ask("sites", "--json").out)["sites"]))
         yield served
@@ -205,4 +210,4 @@ def assert_as_in_process(served: Served, run: str, expected: Desk) -> None:
         (known,) = session.scalars(select(Run.id))
     assert outcome(served.home.store().run(run)) == outcome(expected.row(known))
     for site in ("north", "east"):
-        assert Ledger(open_database(served.folder / site)).verify() == []
+        assert served.ledger(site).verify() == []

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,14 +13,21 @@ import pytest
 from coordinator.keys import server_keys
 from coordinator.listing import listed
 from protos.locum.v1 import control_pb2 as pb
+from protos.software import PACKAGES, installed
 from tests.conftest import Desk
-from tests.coordinator.serving import TINY, Served, assert_as_in_process, in_process, locum, two_sites, wait_for
+from tests.coordinator.serving import ROOT, TINY, Served, assert_as_in_process, in_process, locum, two_sites, wait_for
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A coordinator with the nodes of north and east, for all tests of the module."""
-    with two_sites(tmp_path_factory.mktemp("served")) as served:
+    """A coordinator with the nodes of north and east, which has other code, for all tests of the module."""
+    release = tmp_path_factory.mktemp("release")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, release / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (release / "node" / "app.py").open("a") as file:
+        file.write("# mended\n")
+    with two_sites(tmp_path_factory.mktemp("served"), release) as served:
+        (served.folder / "north" / "policy.yaml").write_text("memory: {cases: 3}\n")
         yield served
 
 
@@ -55,6 +63,7 @@ def test_a_run_is_watched_cancelled_resumed_and_told_of_as_in_process(
         rf"run {run}, 2 stops\n.*run {run}, 1 of its 2 stops are done\n.*run {run}: done", resumed.err, re.S
     )
     assert_as_in_process(served, run, expected)
+    assert served.home.store().run(run).policies == [{"north": {"memory": {"cases": 3}}}]
     for words in (["show", run], ["show", run, "--json"], ["runs"], ["runs", "--json"]):
         assert served.ask(*words) == locum(*words, here), words
     document = json.loads(served.ask("show", run, "--json").out)
@@ -73,9 +82,20 @@ def test_a_run_is_watched_cancelled_resumed_and_told_of_as_in_process(
     assert page == tmp_path / "runs" / run / "report.html"
     assert json.loads((page.parent / "run.json").read_text())["weights_sha256"] == known["weights_sha256"]
 
-    (site, _) = json.loads(served.ask("sites", "--json").out)["sites"]
-    assert (site["site"], site["online"], site["cases"]) == ("east", True, {"test": 2, "train": 4, "val": 1})
-    assert site["schema_version"] == 1
+    east, north = json.loads(served.ask("sites", "--json").out)["sites"]
+    assert (east["site"], east["online"], east["cases"]) == ("east", True, {"test": 2, "train": 4, "val": 1})
+    assert east["schema_version"] == 1
+    assert (north["software"], north["code_sha256"]) == (installed().name, installed().code)
+    assert (east["software"], east["torch"]) == (north["software"], north["torch"])
+    assert re.match(re.escape(north["torch"]) + r"\b", installed().torch)
+    assert east["code_sha256"] == {entry.code_sha256 for entry in served.ledger("east").entries()}.pop()
+    shown = served.ask("sites").out
+    assert all(f" {site['code_sha256'][:8]} " in shown for site in (east, north))
+    (warning,) = {line for line in watched.err.splitlines() if line.startswith("The code is not the same everywhere:")}
+    assert warning.endswith(
+        f"locum {installed().locum} ({installed().code[:8]}) at the coordinator and north; "
+        f"locum {installed().locum} ({east['code_sha256'][:8]}) at east; install one release at all of them."
+    )
 
 
 def test_a_refusal_is_one_sentence_and_a_stop_is_skipped_by_name(served: Served) -> None:

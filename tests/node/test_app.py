@@ -14,9 +14,11 @@ from node.database import open_database
 from node.ledger import Ledger
 from node.settings import SiteSettings
 from protos.handover import Handover
-from protos.messages import DESCRIBE, SCORE, VISIT, Request, pack_request, read_handover
+from protos.introduction import Introduction
+from protos.messages import DESCRIBE, INTRODUCE, SCORE, VISIT, Request, pack_request, read_handover
 from protos.plan import PhantomSite, Plan, StrategyChoice
 from protos.refusals import RefusalCode, explain
+from protos.software import installed
 from strategies.registry import strategy_for
 from tests.node.guarded import instruction, over_the_wire
 
@@ -61,6 +63,21 @@ def test_describes_its_cases_and_on_demand_its_samples(node: Node) -> None:
     assert "samples" not in counts
     assert node.ask(DESCRIBE, args={"samples": 1}).content["metrics"]["samples"] == counts["train"]
     assert node.ask(DESCRIBE, args={"samples": 0}, unseen=True).content["metrics"]["test"] == 12
+
+
+def test_introduces_itself_by_its_software_and_what_its_policy_changes(node: Node) -> None:
+    plain = Introduction.of(node.ask(INTRODUCE).content["metrics"])
+    assert (plain.software.locum, plain.software.code) == (installed().locum, installed().code)
+    assert plain.policy == {}
+    policy = node.settings.home / "policy.yaml"
+    policy.write_text(
+        "kinds: [weights]\nmemory: {cases: 3}\nupdates: {clip: 0.5, noise: 2, delta: 1.0e-5, epsilon: 9}\n"
+    )
+    told = Introduction.of(node.ask(INTRODUCE).content["metrics"])
+    assert told.policy == {"updates": {"clip": 0.5, "noise": 2.0}, "memory": {"cases": 3}}
+    policy.write_text("metrics: [train, val, test, samples]")
+    assert node.ask(INTRODUCE).error.code == RefusalCode.POLICY
+    assert node.ask(DESCRIBE, args={"samples": 0}).has_content()
 
 
 def test_a_visit_returns_trained_weights_and_leaves_checkpoints_until_it_is_scored(node: Node) -> None:

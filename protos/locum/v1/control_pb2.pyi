@@ -252,7 +252,7 @@ class SitesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Site(_message.Message):
-    __slots__ = ("name", "online", "last_seen", "software", "schema_version", "cases")
+    __slots__ = ("name", "online", "last_seen", "software", "schema_version", "cases", "torch", "code_sha256")
     class CasesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -266,13 +266,17 @@ class Site(_message.Message):
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     CASES_FIELD_NUMBER: _ClassVar[int]
+    TORCH_FIELD_NUMBER: _ClassVar[int]
+    CODE_SHA256_FIELD_NUMBER: _ClassVar[int]
     name: str
     online: bool
     last_seen: _timestamp_pb2.Timestamp
     software: str
     schema_version: int
     cases: _containers.ScalarMap[str, int]
-    def __init__(self, name: _Optional[str] = ..., online: _Optional[bool] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., software: _Optional[str] = ..., schema_version: _Optional[int] = ..., cases: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    torch: str
+    code_sha256: str
+    def __init__(self, name: _Optional[str] = ..., online: _Optional[bool] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., software: _Optional[str] = ..., schema_version: _Optional[int] = ..., cases: _Optional[_Mapping[str, int]] = ..., torch: _Optional[str] = ..., code_sha256: _Optional[str] = ...) -> None: ...
 
 class SitesResponse(_message.Message):
     __slots__ = ("sites",)
