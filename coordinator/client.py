@@ -74,7 +74,12 @@ class Coordinator:
         rows = self._call(self._calls.List, pb.ListRequest()).runs
         names = [field.name for field in pb.ListedRun.DESCRIPTOR.fields]
         return [
-            {**{name: getattr(row, name) for name in names}, "parameters": json.loads(row.parameters)} for row in rows
+            {
+                **{name: getattr(row, name) for name in names},
+                "parameters": json.loads(row.parameters),
+                "waits_for": row.waits_for if row.HasField("waits_for") else None,
+            }
+            for row in rows
         ]
 
     def summary(self, run: str) -> RunSummary:

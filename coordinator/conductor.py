@@ -5,7 +5,7 @@ randomness and no state lives here that a fresh process could not read back.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,14 +46,23 @@ class Conductor:
     """One run being carried out through a grid."""
 
     def __init__(
-        self, store: Store, vault: Vault, grid: Grid, run: str, *, listener: Listener, in_flight: int, away: bool
+        self,
+        store: Store,
+        vault: Vault,
+        grid: Grid,
+        run: str,
+        *,
+        listener: Listener,
+        in_flight: int,
+        away: bool,
+        given_up: Collection[str] = (),
     ) -> None:
-        """`away`: nodes may be away for a while, and are then waited for as the scenario says."""
+        """`away`: nodes may be away for a while, and are then waited for as the scenario says, but not `given_up`."""
         with store.transaction() as session:
             scenario = Scenario.model_validate(session.get_one(Run, run).scenario)
         self._patience = scenario.patience_with
         exchange = Exchange(
-            grid, in_flight, (lambda site: self._patience(site).seconds) if away else None, listener.waiting
+            grid, in_flight, (lambda site: self._patience(site).seconds) if away else None, listener.waiting, given_up
         )
         self._assignment = Assignment(run, scenario, store=store, vault=vault, exchange=exchange, listener=listener)
         self._scoring = Scoring(self._assignment)

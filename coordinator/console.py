@@ -72,8 +72,9 @@ def matrix_table(summary: RunSummary, score: Score) -> Table:
 
 def print_runs(rows: Iterable[Mapping[str, Any]]) -> None:
     """The list of runs."""
-    table = Table()
-    for name in ("run", "status", "strategy", "seed", "stops", "created", "seconds"):
+    table, rows = Table(), list(rows)
+    waiting = any(row["waits_for"] for row in rows)
+    for name in ("run", "status", "strategy", "seed", "stops", "created", "seconds", *(["waits for"] * waiting)):
         table.add_column(
             name, justify="right" if name in ("seed", "stops", "seconds") else "left", no_wrap=name == "run"
         )
@@ -86,6 +87,7 @@ def print_runs(rows: Iterable[Mapping[str, Any]]) -> None:
             f"{row['stops_done']}/{row['stops']}",
             row["created"],
             f"{row['seconds']:.1f}",
+            *([escape(row["waits_for"] or "")] * waiting),
         )
     console().print(table)
 

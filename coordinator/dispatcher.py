@@ -39,6 +39,7 @@ class Dispatcher:
         self._heard: SimpleQueue[tuple[Worker, Message | None] | None] = SimpleQueue()
         self._carried: dict[str, tuple[Worker, Waiting]] = {}
         self._said: dict[str, str] = {}  # run -> what it was last said to wait for
+        self._waits: dict[str, tuple[str | None, dict[str, datetime]]] = {}  # run -> what is written down of that
         self._deaths: Counter[str] = Counter()
         self._rests: dict[str, float] = {}  # run -> when it may be taken up anew, by the monotonic clock
 
@@ -81,15 +82,18 @@ class Dispatcher:
         queue = [one for one in queued(self._store) if one.run not in self._carried]
         rested = [one for one in queue if self._rests.get(one.run, now) <= now]
         carried = {run: waiting for run, (_, waiting) in self._carried.items()}
-        chosen, sentences = choose(rested, carried, self._workers, datetime.now(UTC), nodes)
-        for waiting in chosen:
+        turns = choose(rested, carried, self._workers, datetime.now(UTC), nodes)
+        for waiting in turns.chosen:
             self._rests.pop(waiting.run, None)
+            self._note_wait(waiting.run, None)
             worker = Worker(self._home, lambda *heard: self._heard.put(heard), self._superlink.told())
             self._carried[waiting.run] = worker, waiting
-            worker.give(waiting.run, "")
+            worker.give(waiting.run, "", turns.given_up[waiting.run])
             _log.info("Run %s begins or goes on.", waiting.run)
-        for run, sentence in sentences.items():
-            self._say(run, sentence)
+        for run, sentence in turns.failed.items():
+            self._settle(run, "failed", [sentence])
+        for run, reason in turns.reasons.items():
+            self._note_wait(run, reason, turns.away.get(run, {}))
 
     def _hear(self, worker: Worker, message: Message | None) -> bool:
         """Take in what a run's process says; True if that ended."""
@@ -157,9 +161,26 @@ class Dispatcher:
             ended = row.status
         self._store.keep_copy()
         self._said.pop(run, None)
+        self._waits.pop(run, None)
         self._journal.tell()
         _log.info("Run %s: %s.", run, " ".join([ended, *sentences]))
         return ended
+
+    def _note_wait(self, run: str, reason: str | None, away: Mapping[str, datetime] | None = None) -> None:
+        """Write down and say what a run waits for; None: for nothing any more."""
+        wait = reason, dict(away or {})
+        if self._waits.get(run) == wait:
+            return
+        self._waits[run] = wait
+        self._waits[run] = wait
+        with self._store.transaction() as session:
+            row = session.scalar(select(QueueRow).where(QueueRow.run_id == run))
+            if row is not None:
+                row.waits_for, row.away_since = reason, {site: since.isoformat() for site, since in wait[1].items()}
+        if reason is None:
+            self._said.pop(run, None)  # to be said again if it comes to that
+        else:
+            self._say(run, f"Run {run} waits for {reason}.")
 
     def _say(self, run: str, sentence: str) -> None:
         if self._said.get(run) != sentence:

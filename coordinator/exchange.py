@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Message, MetricRecord
@@ -62,7 +62,7 @@ class Exchange:
     `in_flight` requests are sent ahead of the reply that is waited for, so that sites work side by side while memory
     stays bounded however many sites there are. `patience` is how many seconds a site may be away before that is a
     failure: None where a node cannot come back, since it is in this process. `waiting` is told of every site that is
-    waited for, and for how long at most.
+    waited for, and for how long at most. `given_up` were waited for in vain already.
     """
 
     def __init__(
@@ -71,13 +71,14 @@ class Exchange:
         in_flight: int,
         patience: Callable[[str], float] | None = None,
         waiting: Callable[[str, float], None] = lambda site, seconds: None,
+        given_up: Collection[str] = (),
     ) -> None:
         self._grid = grid
         self._in_flight = in_flight
         self._patience, self._waiting = patience, waiting
         self._nodes = self._present()
         self._heard: dict[str, float] = {}
-        self._given_up: set[str] = set()  # sites that were waited for once, and in vain
+        self._given_up = set(given_up)  # sites that were waited for once, and in vain
 
     def ask(self, questions: Iterable[Question]) -> Iterator[Answer | SiteFailure]:
         """Send the questions and yield what comes back, in their order; failures are yielded, not raised."""

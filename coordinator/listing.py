@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from coordinator.home import Home, is_busy
-from coordinator.store import SETTLED, Run, StopRow, UnknownRun
+from coordinator.store import SETTLED, QueueRow, Run, StopRow, UnknownRun
 from protos.plan import StrategyChoice
 from strategies.registry import STRATEGIES, strategy_class
 
@@ -17,7 +17,8 @@ def listed(home: Home) -> list[dict[str, Any]]:
     done = select(func.count()).where(StopRow.run_id == Run.id, StopRow.status.in_(SETTLED)).scalar_subquery()
     stops = select(func.count()).where(StopRow.run_id == Run.id).scalar_subquery()
     with home.store().transaction() as session:
-        rows = session.execute(select(Run, done, stops).order_by(Run.created.desc())).all()
+        waits = select(QueueRow.waits_for).where(QueueRow.run_id == Run.id).scalar_subquery()
+        rows = session.execute(select(Run, done, stops, waits).order_by(Run.created.desc())).all()
     return [
         {
             "run": run.id,
@@ -30,8 +31,9 @@ def listed(home: Home) -> list[dict[str, Any]]:
             "stops": total,
             "created": run.created.isoformat(timespec="seconds"),
             "seconds": run.seconds,
+            "waits_for": waits_for,
         }
-        for run, settled, total in rows
+        for run, settled, total, waits_for in rows
     ]
 
 

@@ -102,7 +102,7 @@ class Live(Listener):
     def waiting(self, site: str, seconds: float) -> None:
         """Say that a site is away."""
         self._wait_for(f"waiting for {site}", f"waiting for {site}")
-        self._say(f"site {site} is away; waiting {_long(seconds)}")
+        self._say(f"site {site} is away; waiting {_long(seconds)}" if seconds else f"site {site} is still away")
 
     def skipped(self, stop: int, sites: tuple[str, ...], by: str) -> None:
         """Say that a stop is gone on without."""

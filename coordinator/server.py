@@ -3,6 +3,7 @@
 The same app serves the in-process grid (coordinator/simulate.py) and Flower's deployment engine.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,5 +44,6 @@ def main(grid: Grid, context: Context) -> None:
         listener=_listener.get(),
         in_flight=int(config["in-flight"]),
         away=bool(config["away"]),
+        given_up=json.loads(str(config["given-up"])),
     )
     conductor.conduct()

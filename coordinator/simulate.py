@@ -1,6 +1,7 @@
 """Runs on one machine: begin one, carry it out in process."""
 
 import importlib.metadata
+import json
 import logging
 import os
 import secrets
@@ -110,11 +111,20 @@ def found_device(device: str) -> str:
     return device
 
 
-def carry_out(run: str, home: Home, *, device: str, listener: Listener, engine: Engine | None = None) -> None:
+def carry_out(
+    run: str,
+    home: Home,
+    *,
+    device: str,
+    listener: Listener,
+    engine: Engine | None = None,
+    given_up: Sequence[str] = (),
+) -> None:
     """Begin or go on with a run, conducted by this process; its status and results are in the store afterwards.
 
     Its nodes are in this process too, unless `engine` says otherwise. Of a deployment's run neither data nor policies
-    are looked at: they are the nodes'.
+    are looked at: they are the nodes'. Sites that are `given_up` were away for too long already, and are waited for no
+    more if they still are.
 
     Raises coordinator.conductor.VisitFailed, ScenarioError, RunBusy or coordinator.store.UnknownRun.
     """
@@ -143,6 +153,7 @@ def carry_out(run: str, home: Home, *, device: str, listener: Listener, engine: 
             "database": home.database,
             "in-flight": engine.in_flight,
             "away": engine.away,
+            "given-up": json.dumps(list(given_up)),
         },
     )
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its line per round would tear the progress bars

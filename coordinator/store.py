@@ -28,7 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 from coordinator import database_copy
 from coordinator.database_copy import sqlite_file
 
-REVISION = "0005"  # the newest migration; a test holds it to Alembic's own answer
+REVISION = "0006"  # the newest migration; a test holds it to Alembic's own answer
 
 SETTLED = ("done", "skipped")  # stops that a run does not come back to
 
@@ -120,6 +120,8 @@ class QueueRow(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), unique=True)
     not_before: Mapped[datetime | None]
     after: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))  # a run that has to end first
+    waits_for: Mapped[str | None]  # in words; null: it is carried out, or nobody has looked yet
+    away_since: Mapped[dict[str, Any]] = mapped_column(default=dict)  # site that it needs and that is away -> ISO 8601
     run: Mapped[Run] = relationship(foreign_keys=[run_id], lazy="joined")
 
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from coordinator.events import Listener
@@ -58,7 +59,13 @@ class Teller(Listener):
 
     def waiting(self, site: str, seconds: float) -> None:
         """A site is away."""
-        self._tell("said", sentence=f"Site {site} is away; it is waited for {in_words(seconds)}.")
+        if not seconds:
+            self._tell("said", sentence=f"Site {site} is still away.")
+            return
+        until = in_words(seconds)
+        if math.isfinite(seconds):
+            until = f"until {(datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec='seconds')}"
+        self._tell("said", sentence=f"Site {site} is away; it is waited for {until}.")
 
     def skipped(self, stop: int, sites: tuple[str, ...], by: str) -> None:
         """A stop is gone on without."""

@@ -2,7 +2,7 @@
 
 Lines of JSON: the first on standard input is {"home", "database"}, which may hold a password and so is in no argument,
 and for the control service {"superlink"} besides, through which the nodes are reached; each further one {"run",
-"device"}. On standard output come {"share", "text"} while a run goes on, or for the control service what
+"device", "given_up"}. On standard output come {"share", "text"} while a run goes on, or for the control service what
 coordinator/telling.py sends; {"said"} for what a person should read; and {"status", "failed": [sentences], "again"} at
 a run's end, where `again` says that the run itself has no fault and is to be taken up anew. When the input ends, as
 the other process ended, however it did, this one is gone at once: a run survives that at any moment. On SIGTERM it ends
@@ -115,7 +115,7 @@ def main() -> None:
     send = _sender(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # what a library prints is no message
     place = json.loads(sys.stdin.readline())
-    orders: SimpleQueue[dict[str, str]] = SimpleQueue()
+    orders: SimpleQueue[dict[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     from coordinator.engine import Deployed
     from coordinator.home import Home
@@ -129,7 +129,8 @@ def main() -> None:
         listener = _Reporter(send) if engine is None else Teller(send)
         failed, again = [], False
         try:
-            carry_out(order["run"], home, device=order["device"], listener=listener, engine=engine)
+            given_up = tuple(order["given_up"])
+            carry_out(order["run"], home, device=order["device"], listener=listener, engine=engine, given_up=given_up)
         except Exception as error:
             again = engine is not None and _is_passing(error)
             if exit_status(error) is None and not again:
@@ -143,7 +144,7 @@ def _is_passing(error: Exception) -> bool:
     return isinstance(error, httpx.HTTPError) or type(error).__name__ in ("NoSuperLink", "RunBusy")
 
 
-def _listen(orders: "SimpleQueue[dict[str, str]]") -> None:
+def _listen(orders: "SimpleQueue[dict[str, Any]]") -> None:
     for line in sys.stdin:
         orders.put(json.loads(line))
     os._exit(0)

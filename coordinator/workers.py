@@ -49,10 +49,10 @@ class Worker:
         place: Message = {"home": str(home.folder), "database": home.database}
         self._write(place if superlink is None else {**place, "superlink": superlink})
 
-    def give(self, run: str, device: str) -> None:
-        """Have it carry out a run."""
+    def give(self, run: str, device: str, given_up: Sequence[str] = ()) -> None:
+        """Have it carry out a run; `given_up` are sites that were waited for already, and in vain."""
         self.run = run
-        self._write({"run": run, "device": device})
+        self._write({"run": run, "device": device, "given_up": given_up})
 
     def how_it_ended(self) -> str:
         """How the process ended, in words."""

@@ -119,7 +119,8 @@ class Served:
     ) -> "subprocess.Popen[bytes]":
         """A command as a process of its own, its output in the file `log`, its code that in `release`."""
         code = f"from {command} import main; import sys; sys.exit(main())"
-        environment = {**os.environ, "PYTHONPATH": str(release), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+        path = os.pathsep.join([str(release), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
         with (self.folder / log).open("ab") as file:
             return subprocess.Popen(
                 [sys.executable, "-P", "-c", code, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=file,

@@ -17,6 +17,8 @@ from protos.software import PACKAGES, installed
 from tests.conftest import Desk
 from tests.coordinator.serving import ROOT, TINY, Served, assert_as_in_process, in_process, locum, two_sites, wait_for
 
+pytestmark = pytest.mark.timeout(900)  # many processes, which a busy machine keeps waiting
+
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
@@ -137,18 +139,40 @@ def test_a_node_is_let_in_and_put_out(served: Served) -> None:
 
 def test_a_run_waits_for_its_time_its_sites_and_other_runs(served: Served) -> None:
     (late,) = served.schedule("--at=2099-01-01T00:00:00+00:00")
-    (missing, after) = served.schedule("--set=sites=[north, elsewhere]")[0], served.schedule(f"--after={late}")[0]
+    (missing,) = served.schedule("--set=sites=[north, elsewhere]", "--set=patience.then=wait")
+    (after,) = served.schedule(f"--after={late}")
     for run, sentence in (
         (late, "its time, 2099-01-01T00:00:00+00:00"),
-        (missing, "site elsewhere, which has no registered node; `locum node add` lets one in"),
+        (missing, "site elsewhere, which has no registered node, as long as it takes; `locum node add` lets one in"),
         (after, f"run {late}, which is pending"),
     ):
         served.wait_for_event(run, "said", 2)
         assert served.events(run)[-1].fields["sentence"] == f"Run {run} waits for {sentence}."
+        (row,) = [row for row in json.loads(served.ask("runs", "--json").out)["runs"] if row["run"] == run]
+        assert (row["status"], row["waits_for"]) == ("pending", sentence)
         assert served.ask("skip", run, "0", "--by=Dr Grey", "--why=late").status == 2  # it has no stops yet
     for run in (late, missing, after):
         assert served.ask("cancel", run).status == 0
         assert served.ask("watch", run).status == 1
+
+
+def test_a_run_fails_or_goes_on_without_a_site_that_does_not_come(served: Served) -> None:
+    sites = ["--set=sites=[north, elsewhere]", "--set=patience.wait=1 s"]
+    (failing,) = served.schedule(*sites)
+    (skipping,) = served.schedule(*sites, "--set=patience.then={skip: Dr Grey}")
+    failed = served.ask("watch", failing)
+    assert failed.status == 1
+    assert f"Run {failing} waits for site elsewhere, which has no registered node, until " in failed.err
+    why = "Site elsewhere: it was away for more than 15 s; resume the run when it is back. [AWAY]"
+    assert f"locum: Run {failing} failed: {why}" in failed.err.splitlines()
+    skipped = served.ask("watch", skipping)
+    assert skipped.status == 3
+    assert [(stop.status, stop.skipped_by) for stop in served.home.store().run(skipping).stops] == [
+        ("done", None), ("skipped", "Dr Grey"),
+    ]  # fmt: skip
+    said = [event.fields["sentence"] for event in served.events(skipping) if event.kind == "said"]
+    assert "Site elsewhere is still away." in said
+    assert not [sentence for sentence in said if sentence.startswith("Site elsewhere is away; it is waited for")]
 
 
 @pytest.mark.parametrize("shown", [None, "Bearer wrong", "Bearer ", "bearer \u00e9".encode()])

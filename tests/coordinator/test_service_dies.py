@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import Desk
 from tests.coordinator.serving import Served, assert_as_in_process, in_process, two_sites, wait_for
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]  # many processes, which a busy machine keeps waiting
 
 
 @pytest.fixture(scope="module")

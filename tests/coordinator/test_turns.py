@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.turns import Waiting, choose
+from coordinator.scenario import Patience, SkipInstead
+from coordinator.turns import LEAST_SECONDS, Turns, Waiting, choose
 
 NOW = datetime(2031, 5, 17, 22, 30, tzinfo=UTC)
 SITES = ("north", "east", "south")
@@ -17,9 +18,9 @@ def at(run: str, *sites: str, **more: object) -> Waiting:
 
 
 def chosen(*queue: Waiting, carried: tuple[Waiting, ...] = (), workers: int = 9) -> list[str]:
-    found, sentences = choose(queue, {one.run: one for one in carried}, workers, NOW, lambda: ONLINE)
-    assert {one.run for one in queue} == {one.run for one in found} | set(sentences)
-    return [one.run for one in found]
+    turns = choose(queue, {one.run: one for one in carried}, workers, NOW, lambda: ONLINE)
+    assert {one.run for one in queue} == {one.run for one in turns.chosen} | set(turns.reasons)
+    return [one.run for one in turns.chosen]
 
 
 def test_runs_at_other_sites_begin_together() -> None:
@@ -45,14 +46,14 @@ def test_one_that_cannot_begin_anyway_keeps_nobody_waiting() -> None:
 
 def test_what_is_waited_for_is_said() -> None:
     def said(waiting: Waiting, nodes: dict[str, bool] = ONLINE) -> str:
-        found, sentences = choose([waiting], {}, 1, NOW, lambda: nodes)
-        return "" if found else sentences[waiting.run]
+        turns = choose([waiting], {}, 1, NOW, lambda: nodes)
+        return "" if turns.chosen else turns.reasons[waiting.run]
 
     assert said(at("a", "north", not_before=NOW)) == ""
     assert said(at("a", "north", after=("z", "done"))) == ""
     assert said(at("a", "north", after=("z", "incomplete"))) == ""
-    assert said(at("a", "north", after=("z", "running"))) == "Run a waits for run z, which is running."
-    assert said(at("a", "north", after=("z", "failed"))).endswith("is failed; `locum resume z` goes on with that.")
+    assert said(at("a", "north", after=("z", "running"))) == "run z, which is running"
+    assert said(at("a", "north", after=("z", "failed"))).endswith("is failed; `locum resume z` goes on with that")
     assert "whose node is not online" in said(at("a", "north"), {"north": False})
     assert "no registered node" in said(at("a", "north"), {})
     assert said(Waiting("a", frozenset({"north"}), ()), {}) == ""  # it can do without those whose stops are made
@@ -62,7 +63,66 @@ def test_nodes_are_not_asked_for_when_nobody_needs_them() -> None:
     def nodes() -> dict[str, bool]:
         raise AssertionError
 
-    assert choose([at("a", "north", after=("z", "running"))], {}, 1, NOW, nodes)[0] == []
+    assert choose([at("a", "north", after=("z", "running"))], {}, 1, NOW, nodes).chosen == []
+
+
+# Patience
+
+
+def patient(then: str | SkipInstead, seconds: float, since: float | None = None, **more: object) -> Waiting:
+    """A run that needs north, which has been away for so many seconds at the last look, and east."""
+    away = {} if since is None else {"north": NOW - timedelta(seconds=since)}
+    patience = {"north": Patience(wait=seconds, then=then)}  # type: ignore[arg-type]
+    return at("a", "north", "east", patience=patience, away_since=away, **more)
+
+
+def without_north(waiting: Waiting) -> Turns:
+    return choose([waiting], {}, 9, NOW, lambda: {"north": False, "east": True})
+
+
+def test_whom_is_waited_for_and_until_when_is_said() -> None:
+    turns = without_north(patient("fail", 90))
+    assert (turns.chosen, turns.failed) == ([], {})
+    assert turns.reasons["a"] == (
+        "site north, whose node is not online, until 2031-05-17T22:31:30+00:00 and then fails; start it there"
+    )
+    assert turns.away == {"a": {"north": NOW}}  # from now on
+    skipping = patient(SkipInstead(skip="Dr. Roe"), 90, since=30)
+    assert "until 2031-05-17T22:31:00+00:00 and then goes on without it" in without_north(skipping).reasons["a"]
+    two = choose([patient("wait", 1, since=9000)], {}, 9, NOW, dict)
+    assert two.reasons["a"] == (
+        "site north, which has no registered node, as long as it takes; `locum node add` lets one in; and for site "
+        "east, which has no registered node, until 2031-05-17T23:00:00+00:00 and then fails; `locum node add` lets one "
+        "in"
+    )
+
+
+def test_patience_that_ends_fails_the_run_or_lets_it_go_on_without() -> None:
+    assert without_north(patient("fail", 90, since=89)).failed == {}
+    failed = without_north(patient("fail", 90, since=90))
+    assert (failed.chosen, failed.reasons) == ([], {})
+    assert failed.failed["a"] == (
+        "Run a failed: Site north: it was away for more than 1.5 min; resume the run when it is back. [AWAY]"
+    )
+    without = patient(SkipInstead(skip="Dr. Roe"), 90, since=90)
+    turns = without_north(without)
+    assert (turns.chosen, turns.given_up) == ([without], {"a": ("north",)})
+
+
+def test_a_site_that_is_back_is_waited_for_anew_the_next_time() -> None:
+    back = choose([patient("fail", 90, since=900)], {"c": at("c", "east")}, 9, NOW, lambda: ONLINE)
+    assert (back.away, back.failed) == ({"a": {}}, {})
+
+
+def test_no_patience_is_lost_before_it_is_a_runs_turn() -> None:
+    turns = without_north(patient("fail", 90, since=900, not_before=NOW + timedelta(hours=1)))
+    assert (turns.failed, turns.away) == ({}, {})
+    assert turns.reasons["a"].startswith("its time")
+
+
+def test_no_patience_is_too_short_for_a_node_to_sign_on_again() -> None:
+    assert without_north(patient("fail", 0, since=LEAST_SECONDS - 1)).failed == {}
+    assert without_north(patient("fail", 0, since=LEAST_SECONDS)).failed
 
 
 runs = st.lists(st.sets(st.sampled_from(SITES), min_size=1), max_size=8)
@@ -74,10 +134,11 @@ def test_never_two_runs_at_one_site_nor_more_than_workers(
 ) -> None:
     waiting = [at(f"q{number}", *sorted(sites)) for number, sites in enumerate(queue)]
     there = {f"c{site}": at(f"c{site}", site) for site in carried}
-    found, sentences = choose(waiting, there, workers, NOW, lambda: ONLINE)
+    turns = choose(waiting, there, workers, NOW, lambda: ONLINE)
+    found = turns.chosen
     taken = [site for one in (*found, *there.values()) for site in one.sites]
     assert len(taken) == len(set(taken))
     assert len(found) <= max(0, workers - len(there))
-    assert {one.run for one in found}.isdisjoint(sentences)
+    assert {one.run for one in found}.isdisjoint(turns.reasons)
     if waiting and not there:
         assert found[:1] == waiting[:1]  # the first in the queue is never kept from its turn by those behind it

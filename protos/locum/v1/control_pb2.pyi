@@ -34,7 +34,7 @@ class ListRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListedRun(_message.Message):
-    __slots__ = ("run", "scenario", "status", "strategy", "parameters", "seed", "stops_done", "stops", "created", "seconds")
+    __slots__ = ("run", "scenario", "status", "strategy", "parameters", "seed", "stops_done", "stops", "created", "seconds", "waits_for")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SCENARIO_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class ListedRun(_message.Message):
     STOPS_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
     run: str
     scenario: str
     status: str
@@ -55,7 +56,8 @@ class ListedRun(_message.Message):
     stops: int
     created: str
     seconds: float
-    def __init__(self, run: _Optional[str] = ..., scenario: _Optional[str] = ..., status: _Optional[str] = ..., strategy: _Optional[str] = ..., parameters: _Optional[str] = ..., seed: _Optional[int] = ..., stops_done: _Optional[int] = ..., stops: _Optional[int] = ..., created: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+    waits_for: str
+    def __init__(self, run: _Optional[str] = ..., scenario: _Optional[str] = ..., status: _Optional[str] = ..., strategy: _Optional[str] = ..., parameters: _Optional[str] = ..., seed: _Optional[int] = ..., stops_done: _Optional[int] = ..., stops: _Optional[int] = ..., created: _Optional[str] = ..., seconds: _Optional[float] = ..., waits_for: _Optional[str] = ...) -> None: ...
 
 class ListResponse(_message.Message):
     __slots__ = ("runs",)
