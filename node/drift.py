@@ -3,19 +3,17 @@
 A generator learns the earlier sites from its own images of them, so its idea of them drifts from visit to visit.
 """
 
-import io
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from node.copies import Pairs, make_pairs
 from node.data.site import SiteData
-from node.scoring import as_colours
+from node.drawing import as_colours, png
 from protos.declaration import Bound
 from strategies.randomness import Seeds
 from strategies.replayer import Replayer
@@ -86,9 +84,7 @@ def draw_pairs(pairs: Pairs) -> bytes:
     drawn = np.stack([[as_colours(image, low, high) for image in row] for row in shown])  # [2, N, rows, columns, 3]
     framed = np.pad(drawn, ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
     canvas = np.concatenate(np.concatenate(framed, axis=1), axis=1)[:-_GAP, :-_GAP]
-    png = io.BytesIO()
-    Image.fromarray(canvas.astype(np.uint8)).save(png, format="PNG")
-    return png.getvalue()
+    return png(canvas)
 
 
 def _slice(image: Tensor, label: Tensor) -> NDArray[np.float32]:

@@ -10,23 +10,19 @@ Empty masks: a class that neither the truth nor the prediction holds scores DSC 
 over its cases.
 """
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from monai.metrics.utils import get_surface_distance
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 
 from node.data.samples import LogitsFn, TestCase
 from node.data.site import SiteData
-from node.data.transforms import SLICED
+from node.drawing import as_colours, fullest, png, surface, tinted
 from protos.declaration import Bound
 from protos.plan import Task
-
-COLOURS = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (243, 155, 127), (132, 145, 180), (145, 209, 194))
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,7 @@ def score_case(
 
 def surface_distance(one: NDArray[np.bool_], other: NDArray[np.bool_], spacing: tuple[float, ...]) -> float:
     """Mean of both directed mean distances between the surfaces of two masks, neither empty, in mm."""
-    edges = _surface(one), _surface(other)
+    edges = surface(one), surface(other)
     there = get_surface_distance(edges[0], edges[1], spacing=spacing)
     back = get_surface_distance(edges[1], edges[0], spacing=spacing)
     return (float(np.mean(there, dtype=np.float64)) + float(np.mean(back, dtype=np.float64))) / 2
@@ -148,31 +144,11 @@ def overlay_png(case: TestCase, prediction: NDArray[np.uint8]) -> bytes:
         raise ValueError("Only synthetic cases may be drawn; this one is a patient's.")
     image, truth = case.picture(), case.truth
     if truth.ndim == 3:
-        axis = SLICED[case.task.plane]  # of whole volumes the last
-        image, truth = np.moveaxis(image, axis, -1), np.moveaxis(truth, axis, -1)
-        prediction = np.moveaxis(prediction, axis, -1)
-        fullest = int((truth > 0).sum(axis=(0, 1)).argmax())
-        image, truth, prediction = image[..., fullest], truth[..., fullest], prediction[..., fullest]
+        axis, place = fullest(truth, case.task.plane)
+        image, truth, prediction = (np.take(one, place, axis=axis - 3) for one in (image, truth, prediction))
     canvas = as_colours(image, *np.percentile(image, (1, 99)))
-    for number in range(1, len(case.task.classes)):
-        colour = np.array(COLOURS[(number - 1) % len(COLOURS)])
-        canvas[prediction == number] = 0.6 * canvas[prediction == number] + 0.4 * colour
-        canvas[_surface(truth == number)] = colour
-    png = io.BytesIO()
-    Image.fromarray(canvas.astype(np.uint8)).save(png, format="PNG")
-    return png.getvalue()
-
-
-def as_colours(image: NDArray[np.floating], low: float, high: float) -> NDArray[np.floating]:
-    """[channels, rows, columns] as [rows, columns, 3], `low` at 0 and `high` at 255; the first channel unless 3."""
-    grey = np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255
-    return np.moveaxis(grey if len(grey) == 3 else np.repeat(grey[:1], 3, axis=0), 0, -1)
-
-
-def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    # MONAI's get_mask_edges erodes just so, but looks for cuCIM on the disk at every call, which takes longer
-    surface: NDArray[np.bool_] = mask ^ ndimage.binary_erosion(mask)
-    return surface
+    classes = len(case.task.classes)
+    return png(tinted(tinted(canvas, prediction, classes, filled=True), truth, classes, filled=False))
 
 
 def _union(one: tuple[slice, ...], other: tuple[slice, ...]) -> tuple[slice, ...]:

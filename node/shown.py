@@ -60,7 +60,7 @@ class WorstCases:
         worst_first = sorted(self._kept, reverse=True)
         listed = [{"case": bad.case, "shape": bad.shape} for bad in worst_first]
         tensors = {str(number): np.frombuffer(bad.packed, np.uint8) for number, bad in enumerate(worst_first)}
-        folder = _private(home / "shown" / "predictions")
+        folder = private(home / "shown" / "predictions")
         notes = {"stop": str(request.stop), "cases": json.dumps(listed)}
         replace_file(folder / f"{request.run}.safetensors", save(tensors, notes))
         _keep_newest(folder)
@@ -104,7 +104,7 @@ class Predictions:
 
 def keep_replays(home: Path, request: "Request", png: bytes) -> None:
     """Keep a picture of replays beside real images, in place of the run's earlier one."""
-    folder = _private(home / "shown" / "replays" / request.run)
+    folder = private(home / "shown" / "replays" / request.run)
     replace_file(folder / f"{request.stop:04d}.png", png)
     for other in folder.glob("*.png"):
         if other.stem != f"{request.stop:04d}":
@@ -120,10 +120,25 @@ def replays(home: Path, run: str) -> tuple[int, Path] | None:
 
 def thumbnail_file(home: Path, fingerprint: str, case: str) -> Path:
     """Where a case's thumbnail lies: named by digests, so that no case's name is part of a path."""
-    return home / "shown" / "data" / fingerprint / f"{sha256(case.encode('utf-8', 'surrogatepass')).hexdigest()}.png"
+    return home / "shown" / "data" / fingerprint / f"{_named(case)}.png"
 
 
-def _private(folder: Path) -> Path:
+def drawn_file(home: Path, run: str, stop: int, case: str) -> Path:
+    """Where the picture of a case's segmentation lies; see thumbnail_file."""
+    return home / "shown" / "drawn" / f"{run}-{stop}" / f"{_named(case)}.png"
+
+
+def examination_file(home: Path, fingerprint: str) -> Path:
+    """Where what was found of the site's data lies, as JSON."""
+    return home / "shown" / "data" / f"{fingerprint}.json"
+
+
+def _named(case: str) -> str:
+    return sha256(case.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def private(folder: Path) -> Path:
+    """A folder that is made if need be, for its owner only."""
     for made in (*reversed(folder.parents), folder):
         if not made.exists():
             made.mkdir(mode=0o700, exist_ok=True)

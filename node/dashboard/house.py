@@ -13,6 +13,9 @@ from pages.rendering import Link, Look
 NAVIGATION = (
     Link("/", "Now"),
     Link("/crossed", "What crossed"),
+    Link("/data", "My data"),
+    Link("/scores", "My scores"),
+    Link("/replay", "Replay"),
 )
 TOKEN_FILE, PEOPLE_FILE = "dashboard.token", "dashboard.people.json"
 

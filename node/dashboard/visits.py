@@ -174,14 +174,25 @@ class Outlook:
         return f"{order} The model has learnt here, and the last stop of the order is scored.".strip()
 
 
+def visited_stops(reader: Reader, run: str) -> set[int]:
+    """The stops that the model has left this site at."""
+    query = select(Entry.stop).where(
+        Entry.run == run,
+        Entry.message_type == VISIT,
+        Entry.direction == Direction.OUT,
+        Entry.verdict == Verdict.ALLOWED,
+        Entry.stop.is_not(None),
+    )
+    return {row.stop for row in reader.rows(query.distinct())}
+
+
 def outlook(reader: Reader, limit: int = 3) -> list[Outlook]:
     """The newest runs with how far each has come."""
     found = []
     for known in runs(reader, limit):
         of_run = (Entry.run == known.run, Entry.direction == Direction.OUT, Entry.verdict == Verdict.ALLOWED)
-        visited = reader.rows(select(Entry.stop).where(*of_run, Entry.message_type == VISIT).distinct())
         scored = reader.scalar(select(func.max(Entry.stop)).where(*of_run, Entry.message_type == SCORE))
-        found.append(Outlook(known, sorted(row.stop for row in visited), scored))
+        found.append(Outlook(known, sorted(visited_stops(reader, known.run)), scored))
     return found
 
 

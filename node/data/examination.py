@@ -5,12 +5,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from node.data.layouts import FolderSource
-from node.data.source import Problem, Scan, Unreadable
+from node.data.readers import LabelValues
+from node.data.source import Problem, Scan, Source, Unreadable
 from node.data.splits import Part, split_cases
 from protos.plan import CaseTable, Scored, Split, Task
 
@@ -59,8 +60,27 @@ class SiteExamination:
         return not any(problem.spoils for problem in self.problems)
 
 
+class Examinable(Source, Protocol):
+    """A source that says how it is read."""
+
+    @property
+    def task(self) -> Task:
+        """What the cases are for."""
+        ...
+
+    @property
+    def split(self) -> Split:
+        """Who trains and who tests."""
+        ...
+
+    @property
+    def values(self) -> LabelValues:
+        """What the label files' values mean."""
+        ...
+
+
 def examine(
-    source: FolderSource,
+    source: Examinable,
     *,
     unseen: bool = False,
     scored: Scored = "test",

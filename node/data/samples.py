@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from node.data.source import Scan
-from node.data.transforms import SLICED, augment, hardened, prepare_image, prepare_label, resample
+from node.data.transforms import augment, hardened, prepare_image, prepare_label, resample
+from node.drawing import SLICED
 from protos.plan import Augmentation, Task
 from strategies.data import Batch
 from strategies.losses import normalised_relu

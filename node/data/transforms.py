@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from node.data.source import Scan
+from node.drawing import SLICED
 from protos.plan import Augmentation, Task
 from strategies.randomness import generator_on
-
-SLICED = {"sagittal": -3, "coronal": -2, "axial": -1}  # the axis that slices of a plane follow each other along
 
 ANGLE = math.radians(15)
 ZOOM = (0.85, 1.15)
