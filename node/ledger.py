@@ -106,10 +106,11 @@ class Entry(Base):
     code_sha256: Mapped[str | None] = mapped_column(String(64))  # and the digest of its code, see protos/software.py
     hash: Mapped[str] = mapped_column(String(64))
 
-    # What the dashboard asks for, however long the ledger is: a run's entries, those that did not pass, and, since they
-    # may be few among many, those that carry something of a kind.
+    # What the dashboard asks for, however long the ledger is: a run's entries, its answers stop by stop, those that did
+    # not pass, and those that carry something of a kind, since both may be few among many.
     __table_args__ = (
-        Index("ledger_of_run", "run", "stop", "message_type", "seq"),
+        Index("ledger_of_run", "run", "seq"),
+        Index("ledger_answers", "run", "message_type", "direction", "verdict", "stop", "seq"),
         Index("ledger_not_passed", "seq", sqlite_where=text(NOT_PASSED)),
         *(Index(f"ledger_with_{kind}", "seq", sqlite_where=text(carries(kind))) for kind in Kind),
     )

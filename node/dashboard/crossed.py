@@ -29,7 +29,7 @@ from protos.handover import Kind
 CHAIN = "chain"  # the job that recomputes the ledger's hashes
 _LARGEST = 2**63 - 1
 
-Seq = Annotated[int | None, Field(ge=0, le=_LARGEST)]
+Seq = Annotated[int, Field(ge=0, le=_LARGEST)] | None
 
 
 def _nothing(value: object) -> object:
@@ -42,7 +42,7 @@ class Chosen(BaseModel):
 
     way: Annotated[Way | None, BeforeValidator(_nothing)] = None
     kind: Annotated[Kind | None, BeforeValidator(_nothing)] = None
-    run: Annotated[str | None, BeforeValidator(_nothing), Field(max_length=80)] = None
+    run: Annotated[Annotated[str, Field(max_length=80)] | None, BeforeValidator(_nothing)] = None
     refused: bool = False
     before: Seq = None
     after: Seq = None

@@ -14,7 +14,7 @@ from node.dashboard.sentences import happenings
 from node.dashboard.traffic import ChartShown
 from node.dashboard.visits import at_work, last_visit, loss_chart, outlook
 
-TOLD = 200  # entries that are looked at for sentences
+TOLD = 120  # entries that are looked at for sentences
 
 RunName = Annotated[str, Path(max_length=80)]
 StopNumber = Annotated[int, Path(ge=0, lt=2**32)]

@@ -198,10 +198,15 @@ def outlook(reader: Reader, limit: int = 3) -> list[Outlook]:
 
 def metrics_of(reader: Reader, run: str, message_type: str) -> dict[int, dict[str, float]]:
     """Stop -> the scalars that left for the run with this message, the newest of each stop."""
-    query = select(Entry.stop, Entry.metrics).where(
-        Entry.run == run,
-        Entry.message_type == message_type,
-        Entry.direction == Direction.OUT,
-        Entry.verdict == Verdict.ALLOWED,
+    newest = (
+        select(func.max(Entry.seq))
+        .where(
+            Entry.run == run,
+            Entry.message_type == message_type,
+            Entry.direction == Direction.OUT,
+            Entry.verdict == Verdict.ALLOWED,
+        )
+        .group_by(Entry.stop)
     )
-    return {row.stop: json.loads(row.metrics) for row in reader.rows(query.order_by(Entry.seq))}
+    rows = reader.rows(select(Entry.stop, Entry.metrics).where(Entry.seq.in_(newest)).order_by(Entry.seq))
+    return {row.stop: json.loads(row.metrics) for row in rows if row.stop is not None}

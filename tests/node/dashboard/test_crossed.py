@@ -55,6 +55,8 @@ def test_entries_are_chosen_by_way_kind_run_and_verdict(asked: TestClient) -> No
         ({"refused": True}, lambda e: e["verdict"] in ("refused", "failed")),
         ({"refused": True, "way": "in"}, lambda e: e["verdict"] == "refused"),
     ):
+        form = {"way": "", "kind": "", "run": ""} | chosen  # as the page's form sends it
+        assert asked.get("/crossed", params=form).status_code == 200
         expected = [entry["seq"] for entry in everything if wanted(entry)]
         assert expected, chosen
         assert [entry["seq"] for entry in ledger(asked, limit=500, **chosen)] == expected
