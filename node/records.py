@@ -1,11 +1,15 @@
 """The scores of single cases, for the site's own people: rows in the node's database, never sent."""
 
+from typing import TYPE_CHECKING
+
 from sqlalchemy import Engine, String, delete, insert
 from sqlalchemy.orm import Mapped, mapped_column
 
 from node.database import Base
-from node.scoring import SiteScore
-from protos.messages import Request
+
+if TYPE_CHECKING:  # they bring PyTorch and Flower, which reading does not need
+    from node.scoring import SiteScore
+    from protos.messages import Request
 
 
 class CaseScoreRow(Base):
@@ -21,7 +25,7 @@ class CaseScoreRow(Base):
     asd: Mapped[float]
 
 
-def scored(engine: Engine, request: Request, score: SiteScore) -> None:
+def scored(engine: Engine, request: "Request", score: "SiteScore") -> None:
     """Keep the scores of every case, replacing those of an earlier try."""
     of_this_stop = {"run": request.run, "stop": request.stop}
     rows = [
