@@ -46,10 +46,14 @@ def tinted(
     return drawn
 
 
-def png(canvas: NDArray[np.floating], least: int = 0) -> bytes:
-    """[rows, columns, 3] from 0 to 255 as PNG, enlarged by a whole number until it is `least` pixels wide."""
+def enlarged(canvas: NDArray[np.floating], least: int) -> NDArray[np.floating]:
+    """[rows, columns, 3] with every pixel repeated until the picture is `least` pixels wide."""
     times = max(1, -(-least // max(canvas.shape[1], 1)))
-    pixels = np.repeat(np.repeat(canvas.astype(np.uint8), times, axis=0), times, axis=1)
+    return np.repeat(np.repeat(canvas, times, axis=0), times, axis=1)
+
+
+def png(canvas: NDArray[np.floating]) -> bytes:
+    """[rows, columns, 3] from 0 to 255 as PNG."""
     written = io.BytesIO()
-    Image.fromarray(pixels).save(written, format="PNG")
+    Image.fromarray(canvas.astype(np.uint8)).save(written, format="PNG")
     return written.getvalue()

@@ -54,9 +54,11 @@ class Live:
         woken = asyncio.Event()
         self._listeners.add(woken)
         try:
-            known: State | None = self._state if self._looking else None
+            known: State = {}  # so a newcomer hears of every topic once, and so of what changed since its page was made
             if self._looking is None:
                 self._looking = asyncio.create_task(self._keep_looking())
+            elif self._state:
+                woken.set()
             yield f"retry: {RETRY_MILLISECONDS}\n\n"
             while not (self._over or session.over):
                 try:
@@ -68,14 +70,14 @@ class Live:
                 woken.clear()
                 state = self._state
                 for topic, value in state.items():
-                    if known is not None and known.get(topic) != value:
+                    if topic not in known or known[topic] != value:
                         yield f"event: {topic}\ndata: changed\n\n"
                 known = state
         finally:
             self._listeners.discard(woken)
             if not self._listeners and self._looking is not None:
                 self._looking.cancel()
-                self._looking = None
+                self._looking, self._state = None, {}
 
     async def _keep_looking(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
@@ -86,7 +88,7 @@ class Live:
                     _log.exception("What is shown live could not be looked at.")
                 else:
                     if state != self._state:
-                        self._state = state
+                        self._state = dict(state)
                         for woken in self._listeners:
                             woken.set()
                 await asyncio.sleep(self._every)

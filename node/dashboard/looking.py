@@ -20,7 +20,7 @@ from node.data.layouts import FolderSource
 from node.data.readers import LabelValues
 from node.data.source import Problem, Scan, Source, Unreadable
 from node.data.splits import Part, split_cases
-from node.drawing import as_colours, fullest, png, tinted
+from node.drawing import as_colours, enlarged, fullest, png, tinted
 from node.files import replace_file
 from node.phantoms import PhantomSource
 from node.settings import SiteSettings
@@ -164,7 +164,7 @@ def _problems(problems: Iterable[Problem]) -> list[dict[str, Any]]:
 
 def _thumbnail(scan: Scan, task: Task) -> bytes:
     image, label = _slice(scan, _hard(scan, task), task)
-    return png(tinted(_canvas(image), label, len(task.classes), filled=False), WIDTH)
+    return png(enlarged(tinted(_canvas(image), label, len(task.classes), filled=False), WIDTH))
 
 
 def _side_by_side(scan: Scan, segmentation: NDArray[np.uint8], task: Task) -> bytes:
@@ -176,9 +176,10 @@ def _side_by_side(scan: Scan, segmentation: NDArray[np.uint8], task: Task) -> by
         axis, place = fullest(truth, task.plane)
         guess = np.take(segmentation, place, axis=axis)
     canvas, classes = _canvas(image), len(task.classes)
-    pictures = [canvas, tinted(canvas, shown, classes, filled=True), tinted(canvas, guess, classes, filled=True)]
-    gap = np.full((canvas.shape[0], GAP, 3), 255.0)
-    return png(np.concatenate([pictures[0], gap, pictures[1], gap, pictures[2]], axis=1), 3 * WIDTH)
+    drawn = (canvas, tinted(canvas, shown, classes, filled=True), tinted(canvas, guess, classes, filled=True))
+    pictures = [enlarged(picture, WIDTH) for picture in drawn]
+    gap = np.full((len(pictures[0]), GAP, 3), 255.0)
+    return png(np.concatenate([pictures[0], gap, pictures[1], gap, pictures[2]], axis=1))
 
 
 def _hard(scan: Scan, task: Task) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@
 
 (() => {
   const HEIGHT = 240;
+  const WHOLE = [1, 10, 100, 1000, 10000, 100000].flatMap((step) => [step, 2 * step, 5 * step]); // of steps and stops
   const UNITS = ["", "k", "M", "G", "T"];
   const drawn = new WeakMap();
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -30,7 +31,7 @@
       height: HEIGHT,
       scales: { x: { time: Boolean(told.x.time) } },
       axes: [
-        { ...line, label: told.x.label, labelSize: 22 },
+        { ...line, label: told.x.label, labelSize: 22, ...(told.x.time ? {} : { incrs: WHOLE }) },
         { ...line, size: 70, values: (_, ticks) => ticks.map((tick) => amount(tick, unit)) },
       ],
       series: [

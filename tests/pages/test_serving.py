@@ -45,9 +45,9 @@ def test_listeners_hear_which_topic_changed_and_no_other(asked: httpx.Client) ->
         assert first.headers["cache-control"] == "no-store"
         streams = [first.iter_lines(), second.iter_lines()]
         for lines in streams:
-            until(lines, f"retry: {live.RETRY_MILLISECONDS}")
+            assert until(lines, "event: other")[:2] == [f"retry: {live.RETRY_MILLISECONDS}", "event: counter"]
+            until(lines, "data: changed")
         for number in range(2, 4):
-            time.sleep(0.2)  # some looks, so that there is a state from which it changes
             STATE["counter"] = number
             for lines in streams:
                 assert until(lines, "event: counter") == ["event: counter"]
