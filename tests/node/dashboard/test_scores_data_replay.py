@@ -99,7 +99,8 @@ def test_forgetting_in_words(scores: list[tuple[int, float, bool]], unseen: bool
 
 def test_the_worst_cases_are_drawn_beside_their_truth(opened: Opened, asked: TestClient, run: str) -> None:
     asked.get("/scores")
-    finished(opened, f"draw {run}")
+    if opened.house.jobs.get(f"draw {run}").running:  # else another house has drawn them already
+        finished(opened, f"draw {run}")
     page = asked.get("/scores").text
     pictures = [html.unescape(src) for src in re.findall(r'src="(/scores/picture[^"]+)"', page)]
     kept = Predictions.of(opened.home, run)
