@@ -93,6 +93,8 @@ class Jobs:
                         self._change(name, done=last["done"], total=last["total"])
                 status = process.wait()
                 reading.join()
+            if self._closed:
+                return  # it was ended with the dashboard
             if status not in (0, 1) or last is None or "done" in last:
                 _log.error("%s ended with status %d: %s", name, status, "".join(complaints)[-2000:])
                 self._change(name, running=False, failed="It could not be done; the dashboard's log says more.")
