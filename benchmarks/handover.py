@@ -73,7 +73,9 @@ class Counter(Listener):
         now = {site: (relay.down, relay.up) for site, relay in self._relays.items()}
         if name and name not in self.crossed:
             before = self._last
-            self.crossed[name] = {site: (now[site][0] - before[site][0], now[site][1] - before[site][1]) for site in now}
+            self.crossed[name] = {
+                site: (now[site][0] - before[site][0], now[site][1] - before[site][1]) for site in now
+            }
         self._last = now
 
     def stop_began(

@@ -14,7 +14,7 @@ from protos.refusals import RefusalCode, explain
 
 LONGEST_SECONDS = 30 * 24 * 3600.0  # for a site to answer; Flower's own 12 hours are shorter than some training
 POLL_SECONDS = 0.05
-PATIENT_POLL_SECONDS = 0.5  # in a deployment, where every look costs the SuperLink some milliseconds
+PATIENT_POLL_SECONDS = 0.5  # in a deployment whose SuperLink answers at once, which costs it some milliseconds
 BACK_SECONDS = 2.0  # between two looks whether a node that was away is back
 HEARD_SECONDS = 60.0  # as long as a node may be taken to be there after its last answer
 PING_SECONDS = 30.0  # for a node to answer that it is there
@@ -134,9 +134,10 @@ class Exchange:
     def _receive(self, question: Question, identity: str) -> Answer | SiteFailure:
         pause = POLL_SECONDS
         while True:
+            looked = time.monotonic()
             for reply in self._grid.pull_messages([identity]):
                 return _read(question, reply)
-            time.sleep(pause)
+            time.sleep(max(0.0, looked + pause - time.monotonic()))  # the grid may have waited already
             if self._patience is not None:
                 pause = min(pause * 1.2, PATIENT_POLL_SECONDS)
 

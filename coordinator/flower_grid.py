@@ -20,10 +20,12 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from coordinator.events import Listener
+from protos.holding import Hold
 from protos.messages import PROGRESS, VISIT
 from protos.packing import packed, unpacked
 
 _FIRST_WAIT = 0.01  # for an object that its sender is still handing in
+HOLD_SECONDS = 2.0  # that the question for replies may be held
 _ASK_SECONDS, _ASK_SHARE = 2.0, 0.05  # how far a visit is: asked so often, and less often the longer it lasts
 _IDLE_ANSWERS = 2  # in a row: one may have crossed the visit's own reply
 _ANSWER_SECONDS = 60.0  # after which a question for progress is worth nothing
@@ -56,6 +58,12 @@ class FlowerGrid(HttpGrid):
         super().__init__(address, insecure=False, root_certificates=authority, token=token)
         self._listener = listener
         self._visits: dict[str, _Visit] = {}
+        self._hold = Hold(HOLD_SECONDS)
+
+    def _connect(self) -> None:
+        super()._connect()
+        assert self._client is not None
+        self._client._interceptors += (self._hold,)
 
     @property
     def client(self) -> RuntimeHttpClient:
@@ -76,8 +84,15 @@ class FlowerGrid(HttpGrid):
         return names
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies to these messages that have arrived."""
+        """The replies to these messages that have arrived; waits for some for a while where the SuperLink does too."""
         waited_for = list(message_ids)
+        end = time.monotonic() + HOLD_SECONDS
+        while True:
+            replies = self._look(waited_for)
+            if replies or not self._hold.works or time.monotonic() >= end:
+                return replies
+
+    def _look(self, waited_for: list[str]) -> list[Message]:
         questions = {}
         for name in waited_for:
             if (visit := self._visits.get(name)) is not None and (question := self._question(visit)) is not None:

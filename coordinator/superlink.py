@@ -92,13 +92,12 @@ def running(config: SuperLinkConfig) -> Iterator["subprocess.Popen[bytes]"]:
         _wait_until_healthy(config, process)
         yield process
     finally:
-        process.terminate()
+        if process.stdin is not None:
+            process.stdin.close()  # it is gone at once; on SIGTERM it would wait until nobody asks it anything
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=10)
         process.kill()
         process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
 
 
 def _wait_until_healthy(config: SuperLinkConfig, process: "subprocess.Popen[bytes]") -> None:
@@ -122,9 +121,14 @@ def healthy(config: SuperLinkConfig) -> bool:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Be the SuperLink: Flower's own command, which ends when standard input does."""
+    """Be the SuperLink: Flower's own command, which holds questions for messages and ends when standard input does."""
+    from flwr.superlink import extensions
     from flwr.superlink.cli import flower_superlink
+    from starlette.middleware import Middleware
 
+    from coordinator.holding import Holding
+
+    extensions.get_middleware = lambda: (Middleware(Holding),)
     threading.Thread(target=_end_with_input, daemon=True).start()
     sys.argv = ["flower-superlink", *arguments]
     flower_superlink()

@@ -49,12 +49,14 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from node.objects import Keeper, Loose, Objects
+from protos.holding import Hold
 from protos.packing import packed, unpacked
 from protos.refusals import RefusalCode, explain
 
 _log = logging.getLogger("locum.node.fleet")
 
 BEAT_SECONDS = HEARTBEAT_DEFAULT_INTERVAL / 3  # between two signs of life
+HOLD_SECONDS = 10.0  # that the question for a message may be held
 # Flower's own numbers of what went wrong, in the body of an HTTP error
 _NOT_ACTIVATED = 2004
 _OVER = frozenset({2007, 2008, 2009})  # the run ended, or is none of this node's
@@ -115,6 +117,7 @@ class Fleet:
     def __init__(self, address: str, authority: Path, key: ec.EllipticCurvePrivateKey) -> None:
         self._address, self._authority = address, authority
         self._key = public_key_to_bytes(key.public_key())
+        self._hold = Hold(HOLD_SECONDS)
         self._client = FleetHttpClient.from_server_address(
             address,
             insecure=False,
@@ -122,6 +125,7 @@ class Fleet:
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(key, key.public_key()),
+                self._hold,
             ],
         )
         self._node = Node()
@@ -147,8 +151,13 @@ class Fleet:
         """Whether the SuperLink no longer takes this node's signs of life; it has to sign on anew."""
         return self._beating is not None and not self._beating.is_alive()
 
+    @property
+    def waits(self) -> bool:
+        """Whether `fetch`, when it last found nothing, had waited for something for as long as is good."""
+        return self._hold.works
+
     def fetch(self) -> Arrived | None:
-        """The next message for this node, if there is one."""
+        """The next message for this node, if there is one or comes while the SuperLink waits for it."""
         answer = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
         if not answer.messages_list:
             return None

@@ -21,6 +21,7 @@ from typing import TypeVar
 from node.files import replace_file
 from node.fleet import Arrived, Ended, Fleet, NotAdmitted, Unreachable, names_in, refusal
 from node.keys import make_key, read_key
+from node.listening import Listening
 from node.objects import Damaged, Objects
 from node.replies import Replies
 from node.service_config import ConfigError, ServiceConfig
@@ -32,7 +33,8 @@ from protos.software import installed
 
 _log = logging.getLogger("locum.node.serving")
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 2.0  # between two looks for a message
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 2.0  # between two looks for a message, where the coordinator answers at once
+NOTICE_SECONDS = 0.5  # within which the end of the service is noticed
 RETRY_SECONDS = 5.0
 
 _Found = TypeVar("_Found")
@@ -110,9 +112,10 @@ class _Service:
 
     def run(self) -> None:
         last = time.monotonic()
+        listening = Listening(self._fetch)
         try:
             while not (self._stop.is_set() or self._fleet.lost):
-                arrived = self._fetch()
+                answered, arrived = listening.heard(NOTICE_SECONDS)
                 self._open = {future: one for future, one in self._open.items() if not future.done()}
                 if arrived is not None:
                     last = time.monotonic()
@@ -120,9 +123,11 @@ class _Service:
                     continue
                 if not self._open:
                     self._workers.rest()
-                # the next message often follows soon; every look costs the coordinator some milliseconds
-                self._stop.wait(min(max((time.monotonic() - last) / 20, SHORTEST_PAUSE), LONGEST_PAUSE))
+                if answered and not self._fleet.waits:
+                    # the next message often follows soon; every look costs the coordinator some milliseconds
+                    self._stop.wait(min(max((time.monotonic() - last) / 20, SHORTEST_PAUSE), LONGEST_PAUSE))
         finally:
+            listening.end()
             self._workers.stop()
             self._work.shutdown(cancel_futures=True)
             self._answers.shutdown(cancel_futures=True)
@@ -131,8 +136,9 @@ class _Service:
         try:
             return self._fleet.fetch()
         except (Unreachable, NotAdmitted, Ended) as error:
-            _log.warning("%s", error)
-            self._stop.wait(RETRY_SECONDS)
+            if not self._stop.is_set():  # else it is this service that has hung up
+                _log.warning("%s", error)
+                self._stop.wait(RETRY_SECONDS)
             return None
 
     def _take(self, arrived: Arrived) -> None:
