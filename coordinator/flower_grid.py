@@ -15,12 +15,13 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from coordinator.events import Listener
 from protos.holding import Hold
+from protos.inflating import inflated
 from protos.messages import PROGRESS, VISIT
 from protos.packing import packed, unpacked
 
@@ -145,7 +146,7 @@ class FlowerGrid(HttpGrid):
         contents = pull_objects(parts, pull, initial_backoff=_FIRST_WAIT)
         confirm = ConfirmMessageReceivedRequest(node=self.node, run_id=self.run.run_id, message_object_id=identity)
         self.client.ConfirmMessageReceived(confirm)
-        message = inflate_object_from_contents(identity, contents)
+        message = inflated(identity, contents)
         if not isinstance(message, Message):
             raise TypeError(f"A node sent a {type(message).__name__} for a message.")
         message.metadata.__dict__["_message_id"] = identity

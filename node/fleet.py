@@ -41,7 +41,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
@@ -50,6 +49,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from node.objects import Keeper, Loose, Objects
 from protos.holding import Hold
+from protos.inflating import inflated
 from protos.packing import packed, unpacked
 from protos.refusals import RefusalCode, explain
 
@@ -288,7 +288,7 @@ def assemble(tree: bytes, objects: Objects) -> Message:
     """
     root = ObjectTree.FromString(tree)
     contents = {part.object_id: objects.get(part.object_id) for part in iterate_object_tree(root)}
-    message = inflate_object_from_contents(root.object_id, contents)
+    message = inflated(root.object_id, contents)
     if not isinstance(message, Message):
         raise TypeError(f"The coordinator sent a {type(message).__name__} for a message.")
     message.metadata.__dict__["_message_id"] = root.object_id

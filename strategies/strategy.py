@@ -69,9 +69,9 @@ class Strategy:
 
     def loaded(self, handover: Handover, device: torch.device) -> nn.Module:
         """The network with the handover's weights, on `device`; torch's generators are left as they are."""
-        with seeded(0):  # the initialisation draws, and is overwritten
+        with seeded(0), torch.device("meta"):  # not initialised: that would be overwritten
             model = self.network()
-        model.load_state_dict(handover.state(Kind.WEIGHTS))
+        model.load_state_dict(handover.state(Kind.WEIGHTS), assign=True)
         return model.to(device)
 
     def schema(self) -> HandoverSchema:
