@@ -74,14 +74,14 @@ class FlowerGrid(HttpGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand in messages; returns their names."""
         messages = list(messages)
+        requests = [str(message.content.config_records["request"]["json"]) for message in messages]
         for message in messages:
             message.content = packed(message.content)
         names = list(super().push_messages(messages))
         now = time.monotonic()
-        for message, name in zip(messages, names, strict=True):
+        for message, name, request in zip(messages, names, requests, strict=True):
             if message.metadata.message_type == VISIT:
-                request = json.loads(str(message.content.config_records["request"]["json"]))
-                self._visits[name] = _Visit(request, remove_content_from_message(message), now, now)
+                self._visits[name] = _Visit(json.loads(request), remove_content_from_message(message), now, now)
         return names
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

@@ -121,14 +121,12 @@ def healthy(config: SuperLinkConfig) -> bool:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Be the SuperLink: Flower's own command, which holds questions for messages and ends when standard input does."""
-    from flwr.superlink import extensions
+    """Be the SuperLink: Flower's own command with the layers of coordinator/layers.py, until standard input ends."""
     from flwr.superlink.cli import flower_superlink
-    from starlette.middleware import Middleware
 
-    from coordinator.holding import Holding
+    from coordinator import layers
 
-    extensions.get_middleware = lambda: (Middleware(Holding),)
+    layers.lay()
     threading.Thread(target=_end_with_input, daemon=True).start()
     sys.argv = ["flower-superlink", *arguments]
     flower_superlink()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from protos.handover import DTYPES
 from protos.messages import RAW
-from protos.packing import PACKED, packed, unpacked
+from protos.packing import LAYOUT, PACKED, SETTINGS, SMALL, packed, unpacked
 
 ARRAYS = st.dictionaries(
     st.builds("{}/{}".format, st.sampled_from(["weights", "prompts", "generator"]), st.text(max_size=8)),
@@ -46,10 +46,16 @@ def test_what_is_packed_comes_out_again(arrays: dict[str, tuple[str, list[int]]]
     assert told(unpacked(packed(content))) == before
 
 
-def test_a_kind_is_one_array_however_many_tensors_it_has() -> None:
-    content = packed(records({f"weights/layer{number}": ("float32", [4]) for number in range(100)}))
-    assert list(content.array_records["handover"]) == ["weights"]
-    assert len(get_all_nested_objects(content)) < 10
+@pytest.mark.parametrize(("each", "objects"), [(4, 4), (SMALL // 4 // 100 + 1, 7)])
+def test_a_message_is_a_few_objects_however_many_tensors_it_has(each: int, objects: int) -> None:
+    """The message, its records and, of a kind that one object cannot hold, the array and its pieces."""
+    content = records({f"weights/layer{number}": ("float32", [each]) for number in range(100)})
+    content["request"], content["manifest"] = ConfigRecord({"json": "{}"}), ConfigRecord({"manifest": b"x"})
+    del content["metrics"]
+    before = told(content)
+    travelling = packed(content)
+    assert len(get_all_nested_objects(travelling)) + 1 == objects  # the message itself is one more
+    assert told(unpacked(travelling)) == before
 
 
 def test_messages_without_a_handover_stay_as_they_are() -> None:
@@ -58,44 +64,61 @@ def test_messages_without_a_handover_stay_as_they_are() -> None:
     assert unpacked(content) is content
 
 
-LAYOUT = [["weights/a", "float32", [2], RAW], ["weights/b", "uint8", [3], RAW]]
+forms = pytest.mark.parametrize(
+    "form",
+    [
+        {"handover": ArrayRecord({"weights": Array("uint8", (11,), PACKED, bytes(11))})},
+        {"kind weights": ConfigRecord({"data": bytes(11)})},
+    ],
+    ids=["array", "record"],
+)
+GOOD = [["weights/a", "float32", [2], RAW], ["weights/b", "uint8", [3], RAW]]
 
 
 @pytest.mark.parametrize(
     "layout",
     [
         [],
-        LAYOUT[:1],
-        [*LAYOUT, LAYOUT[0]],
-        [*LAYOUT, ["prompts/c", "uint8", [1], RAW]],
-        [["weights/a", "float32", [3], RAW], LAYOUT[1]],
-        [["weights/a", "float32", [-2], RAW], LAYOUT[1]],
-        [["weights/a", "float32", [True, 2], RAW], LAYOUT[1]],
-        [["weights/a", "object", [2], RAW], LAYOUT[1]],
-        [["weights/a", "float32", 2, RAW], LAYOUT[1]],
-        [["weights/a", "float32"], LAYOUT[1]],
-        [[["weights/a"], "float32", [2], RAW], LAYOUT[1]],
+        GOOD[:1],
+        [*GOOD, GOOD[0]],
+        [*GOOD, ["prompts/c", "uint8", [1], RAW]],
+        [["weights/a", "float32", [3], RAW], GOOD[1]],
+        [["weights/a", "float32", [-2], RAW], GOOD[1]],
+        [["weights/a", "float32", [True, 2], RAW], GOOD[1]],
+        [["weights/a", "object", [2], RAW], GOOD[1]],
+        [["weights/a", "float32", 2, RAW], GOOD[1]],
+        [["weights/a", "float32"], GOOD[1]],
+        [[["weights/a"], "float32", [2], RAW], GOOD[1]],
         {"weights/a": 1},
         None,
     ],
     ids=repr,
 )
-def test_a_layout_that_does_not_fit_is_left_for_the_guard_to_refuse(layout: Any) -> None:
-    content = RecordDict(
-        {
-            "handover": ArrayRecord({"weights": Array("uint8", (11,), PACKED, bytes(11))}),
-            "layout": ConfigRecord({"json": json.dumps(layout)}),
-        }
-    )
+@forms
+def test_a_layout_that_does_not_fit_is_left_for_the_guard_to_refuse(layout: Any, form: dict[str, Any]) -> None:
+    content = RecordDict({**form, SETTINGS: ConfigRecord({LAYOUT: json.dumps(layout)})})
     assert unpacked(content) is content
 
 
 @given(st.text(max_size=40))
 def test_any_text_for_a_layout_is_left_alone(text: str) -> None:
-    content = RecordDict(
-        {
-            "handover": ArrayRecord({"weights": Array("uint8", (11,), PACKED, bytes(11))}),
-            "layout": ConfigRecord({"json": text}),
-        }
-    )
+    content = RecordDict({"kind weights": ConfigRecord({"data": bytes(11)}), SETTINGS: ConfigRecord({LAYOUT: text})})
+    assert unpacked(content) is content
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"kind weights": ConfigRecord({})},
+        {"kind weights": ConfigRecord({"data": bytes(11), "more": b""})},
+        {"kind weights": ConfigRecord({"data": "text"})},
+        {"kind weights": MetricRecord({"data": 11})},
+        {"kind weights": ArrayRecord({"weights": Array("uint8", (11,), PACKED, bytes(11))})},
+        {"handover": ArrayRecord({"weights": Array("uint8", (11,), RAW, bytes(11))})},
+        {"handover": ConfigRecord({"weights": bytes(11)})},
+        {},
+    ],
+)
+def test_records_of_another_form_are_left_alone(other: dict[str, Any]) -> None:
+    content = RecordDict({**other, SETTINGS: ConfigRecord({LAYOUT: json.dumps(GOOD)})})
     assert unpacked(content) is content
