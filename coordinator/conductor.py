@@ -16,7 +16,17 @@ from sqlalchemy import func, select, update
 from coordinator.assignment import Assignment
 from coordinator.averaging import average
 from coordinator.events import Listener
-from coordinator.exchange import AWAY, Answer, Exchange, Question, SiteFailure, Traffic, bytes_by_kind, count_traffic
+from coordinator.exchange import (
+    AWAY,
+    UNRELEASED,
+    Answer,
+    Exchange,
+    Question,
+    SiteFailure,
+    Traffic,
+    bytes_by_kind,
+    count_traffic,
+)
 from coordinator.introductions import introduce
 from coordinator.mending import damaged_ends, other_bits, reopen
 from coordinator.scenario import Scenario, SkipInstead
@@ -61,9 +71,8 @@ class Conductor:
         with store.transaction() as session:
             scenario = Scenario.model_validate(session.get_one(Run, run).scenario)
         self._patience = scenario.patience_with
-        exchange = Exchange(
-            grid, in_flight, (lambda site: self._patience(site).seconds) if away else None, listener.waiting, given_up
-        )
+        patience = (lambda site: self._patience(site).seconds) if away else None
+        exchange = Exchange(grid, in_flight, patience, listener.waiting, given_up, held=listener.held)
         self._assignment = Assignment(run, scenario, store=store, vault=vault, exchange=exchange, listener=listener)
         self._scoring = Scoring(self._assignment)
         self._store, self._vault, self._run, self._listener = store, vault, run, listener
@@ -170,12 +179,16 @@ class Conductor:
         return samples
 
     def _make_or_skip(self, stop: Stop, samples: Mapping[str, int]) -> None:
-        """Make the stop, or go on without it when its site is away for too long and the scenario says so."""
+        """Make the stop, or go on without it when its site is waited for in vain and the scenario says so."""
         try:
             self._make(stop, samples)
         except VisitFailed as failed:
             then = self._patience(stop.sites[0]).then
-            if failed.code != AWAY or failed.site != stop.sites[0] or not isinstance(then, SkipInstead):
+            if (
+                failed.code not in (AWAY, UNRELEASED)
+                or failed.site != stop.sites[0]
+                or not isinstance(then, SkipInstead)
+            ):
                 raise
             with self._store.transaction() as session:
                 mark_skipped(

@@ -31,6 +31,9 @@ class Listener:
     def waiting(self, site: str, seconds: float) -> None:
         """A site is away and waited for, so many seconds at most."""
 
+    def held(self, site: str, seconds: float) -> None:
+        """What is to leave a site waits until a person there releases it; that is waited for so long at most."""
+
     def skipped(self, stop: int, sites: tuple[str, ...], by: str) -> None:
         """A stop is gone on without, in the name of a person, since its site was away for too long."""
 

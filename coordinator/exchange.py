@@ -18,9 +18,11 @@ PATIENT_POLL_SECONDS = 0.5  # in a deployment whose SuperLink answers at once, w
 BACK_SECONDS = 2.0  # between two looks whether a node that was away is back
 HEARD_SECONDS = 60.0  # as long as a node may be taken to be there after its last answer
 PING_SECONDS = 30.0  # for a node to answer that it is there
+FIRST_LOOK, LAST_LOOK = 2.0, 60.0  # seconds between two looks whether a person has released what a site holds
 
 # Flower's codes for a node that is not there, or was not long enough, and Locum's own for one that never was
 AWAY = "AWAY"  # a site's code when it was waited for in vain
+UNRELEASED = "UNRELEASED"  # and when a person there was
 _ABSENT = frozenset({"NO_NODE", "FLOWER_3", "FLOWER_5", "FLOWER_8"})
 
 # site -> "sent" (to the site) or "received" (from it) -> kind -> bytes
@@ -61,8 +63,9 @@ class Exchange:
 
     `in_flight` requests are sent ahead of the reply that is waited for, so that sites work side by side while memory
     stays bounded however many sites there are. `patience` is how many seconds a site may be away before that is a
-    failure: None where a node cannot come back, since it is in this process. `waiting` is told of every site that is
-    waited for, and for how long at most. `given_up` were waited for in vain already.
+    failure, and a person there may take over what it holds: None where nobody is waited for, since the node is in this
+    process. `waiting` is told of every site that is waited for, `held` of every site where a person is, and for how
+    long at most. `given_up` were waited for in vain already.
     """
 
     def __init__(
@@ -72,10 +75,12 @@ class Exchange:
         patience: Callable[[str], float] | None = None,
         waiting: Callable[[str, float], None] = lambda site, seconds: None,
         given_up: Collection[str] = (),
+        *,
+        held: Callable[[str, float], None] = lambda site, seconds: None,
     ) -> None:
         self._grid = grid
         self._in_flight = in_flight
-        self._patience, self._waiting = patience, waiting
+        self._patience, self._waiting, self._held = patience, waiting, held
         self._nodes = self._present()
         self._heard: dict[str, float] = {}
         self._given_up = set(given_up)  # sites that were waited for once, and in vain
@@ -115,10 +120,19 @@ class Exchange:
         return identity
 
     def _awaited(self, question: Question, sent: str | SiteFailure) -> Answer | SiteFailure:
-        """What comes back, as often as the question has to be asked because its site was away."""
+        """What comes back, as often as the question has to be asked: its site was away, or holds what is to leave."""
         site = question.request.site
+        looks = None
         while True:
             answer = sent if isinstance(sent, SiteFailure) else self._receive(question, sent)
+            if self._patience is not None and isinstance(answer, SiteFailure) and answer.code == RefusalCode.HELD.name:
+                looks = looks or self._looks(site, self._patience(site))
+                if next(looks):
+                    sent = self._send(question)
+                    continue
+                within = in_words(self._patience(site))
+                sentence = f"nobody released what is to leave within {within}; `locum-node held` there, then resume."
+                return SiteFailure(site, UNRELEASED, sentence)
             if self._patience is None or not isinstance(answer, SiteFailure) or answer.code not in _ABSENT:
                 self._heard[site] = time.monotonic()
                 return answer
@@ -130,6 +144,17 @@ class Exchange:
                 sentence = f"it was away for more than {in_words(patience)}; resume the run when it is back."
                 return SiteFailure(site, AWAY, sentence)
             sent = self._send(question)
+
+    def _looks(self, site: str, patience: float) -> Iterator[bool]:
+        """Waits before each look whether a person has decided, longer every time; False once patience has ended."""
+        self._held(site, patience)
+        end, pause = time.monotonic() + patience, FIRST_LOOK
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, LAST_LOOK)
+            yield True
+        while True:
+            yield False
 
     def _receive(self, question: Question, identity: str) -> Answer | SiteFailure:
         pause = POLL_SECONDS
@@ -215,10 +240,10 @@ def count_traffic(traffic: Traffic, answer: Answer, sent: Mapping[str, int]) -> 
             site[direction][kind] = site[direction].get(kind, 0) + size
 
 
-def in_words(seconds: float) -> str:
+def in_words(seconds: float, for_ever: str = "until it is back") -> str:
     """How long a site may be away, as it is said."""
     if seconds == float("inf"):
-        return "until it is back"
+        return for_ever
     for unit, name in ((3600, "h"), (60, "min")):
         if seconds >= unit:
             return f"{seconds / unit:g} {name}"

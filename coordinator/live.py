@@ -104,6 +104,12 @@ class Live(Listener):
         self._wait_for(f"waiting for {site}", f"waiting for {site}")
         self._say(f"site {site} is away; waiting {_long(seconds)}" if seconds else f"site {site} is still away")
 
+    def held(self, site: str, seconds: float) -> None:
+        """Say that a person at a site has to decide."""
+        sentence = f"waits at {site}: a person there must release what leaves"
+        self._wait_for(f"waits at {site} for a person", sentence)
+        self._say(f"{sentence}; waiting {_long(seconds, 'until that is decided')}")
+
     def skipped(self, stop: int, sites: tuple[str, ...], by: str) -> None:
         """Say that a stop is gone on without."""
         self._wait = None
@@ -161,8 +167,8 @@ class Live(Listener):
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _long(seconds: float) -> str:
-    return "until it is back" if seconds == float("inf") else f"for at most {timedelta(seconds=round(seconds))}"
+def _long(seconds: float, for_ever: str = "until it is back") -> str:
+    return for_ever if seconds == float("inf") else f"for at most {timedelta(seconds=round(seconds))}"
 
 
 def _where(sites: tuple[str, ...]) -> str:

@@ -67,6 +67,11 @@ class Teller(Listener):
             until = f"until {(datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec='seconds')}"
         self._tell("said", sentence=f"Site {site} is away; it is waited for {until}.")
 
+    def held(self, site: str, seconds: float) -> None:
+        """A person at a site has to decide."""
+        how_long = in_words(seconds, "until that is decided")
+        self._tell("said", sentence=f"Waits at {site}: a person there must release what leaves ({how_long}).")
+
     def skipped(self, stop: int, sites: tuple[str, ...], by: str) -> None:
         """A stop is gone on without."""
         self._tell("said", sentence=f"Stop {stop} is skipped in the name of {by}; the run will be incomplete.")

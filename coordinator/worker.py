@@ -81,6 +81,10 @@ class _Reporter(Listener):
         """A site is away."""
         self._tell(f"waiting for {site}, which is away")
 
+    def held(self, site: str, seconds: float) -> None:
+        """A person at a site has to decide."""
+        self._tell(f"waits at {site}: a person there must release what leaves")
+
     def skipped(self, stop: int, sites: tuple[str, ...], by: str) -> None:
         """A stop is gone on without."""
         self._send(said=f"stop {stop} is skipped in the name of {by}; the run will be incomplete")

@@ -20,6 +20,8 @@ from node.database import open_database
 from node.declarations import declare, installed
 from node.drift import draw_pairs, drift_pairs, measure_drift, pairs_png
 from node.guard import Exchange, make_guard
+from node.held import HeldHandovers
+from node.ledger_head import open_ledger
 from node.memory import SiteMemory
 from node.policy import Policy
 from node.progress_store import noted_at, standing
@@ -141,6 +143,7 @@ def score(message: Message, context: Context) -> Message:
     settings, request, handover = _open(message, context)
     assert handover is not None  # the guard has checked
     checkpoints.forget(settings.home, request.run, request.stop)
+    HeldHandovers(settings.home, open_ledger(settings.home, settings.durable)).settle(request.run, request.stop)
     data = _site_data(settings, request)
     predict = installed(request.plan).predictor(handover, torch.device(settings.device))
     worst = shown.WorstCases()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from node import cli_decisions
+
 if TYPE_CHECKING:
     import threading
 
@@ -248,6 +250,10 @@ def person(
             people.set_password(name, typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
     except UnusableSecret as fault:
         raise _wrong_usage(str(fault)) from fault
+
+
+for command in cli_decisions.COMMANDS:
+    app.command()(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,7 +2,8 @@
 
 Nothing that came from behind it is passed on. It takes a plain copy of the reply, checks the copy against what the
 strategy declared and the site's policy allows, and builds the message that leaves out of the checked values alone; an
-error leaves as a code with a fixed sentence. Both ways, the ledger is written first.
+error leaves as a code with a fixed sentence. Both ways, the ledger is written first. What a site's policy holds
+stays at the node, ready to leave, until a person releases it (node/waiting.py).
 """
 
 import builtins
@@ -14,11 +15,13 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import cast
 
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
+from sqlalchemy import Connection
 
 from node.copies import carries_generator
 from node.files import is_full_disk
+from node.held import HeldHandovers
 from node.inspection import (
     arrived_handover,
     check_args,
@@ -32,12 +35,14 @@ from node.inspection import (
 from node.ledger import Crossing, Direction, LedgerUnwritable, Verdict
 from node.ledger_head import LedgerBroken, broken_by, open_ledger
 from node.policy import Policy
-from node.privacy import Release, Updates
+from node.policy_change import note_policy
+from node.policy_file import PolicyFile
+from node.privacy import Release, Updates, holds_update
 from node.settings import SiteSettings
-from node.updates import holds_update
+from node.waiting import Leaving, NowHeld, Waiting
 from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema, Kind
-from protos.messages import TYPES, Request, pack_reply
+from protos.messages import TYPES, VISIT, Request, pack_reply
 from protos.refusals import OtherVersion, Refusal, RefusalCode
 
 _log = logging.getLogger("locum.node.guard")
@@ -129,6 +134,7 @@ class _Admitted:
     request: Request
     leaves: Declaration
     updates: Updates | None  # how the policy had updates protected when it was let in; None: the reply holds none
+    waiting: Waiting | None  # of a visit
 
 
 class _Passage:
@@ -152,13 +158,16 @@ class _Passage:
             admitted = self._admit(declare)
             self._record(self._entry)
             self._entry = replace(self._entry, direction=Direction.OUT, kind_bytes={}, manifest=None)
-            reply = self._release(_work(call_next, admitted.message, context), admitted)
-            self._record(self._entry)
+            records = None if admitted.waiting is None else admitted.waiting.released
+            if records is None:
+                records = _content(_work(call_next, admitted.message, context))
+            return self._release(records, admitted)
         except KeyboardInterrupt:
             raise
+        except NowHeld:
+            return _coded(self._message, Refusal(RefusalCode.HELD))
         except BaseException as error:
             return self._turn_back(_refusal_for(error))
-        return reply
 
     def given_up(self, failure: Refusal) -> Message:
         """The coded reply in place of one that never came; the request itself stands in the ledger already."""
@@ -195,24 +204,22 @@ class _Passage:
         exchange = declare(metadata.message_type, request)
         check_args(request.args, exchange.args)
         updates = self._narrowed(request, exchange.leaves)
-        if updates is not None:
-            Release.after(self._ledger.last_release(), updates)  # refuses before any work is done
         check_records(records, "request", exchange.arrives, RefusalCode.LAYOUT)
+        waiting = None
         if exchange.arrives is not None:
-            self._load(*arrived_handover(records, request, exchange.arrives))
+            arrived, manifest = arrived_handover(records, request, exchange.arrives)
+            self._load(arrived, manifest)
+            if metadata.message_type == VISIT:
+                waiting = Waiting(HeldHandovers(self._settings.home, self._ledger), request, arrived)
+        if updates is not None and not (waiting and waiting.has_left):
+            Release.after(self._ledger.last_release(), updates)  # refuses before any work is done
         # With metadata of its own: a reply is addressed by the original's, which the work must not write to.
         message = Message(content=records, metadata=copy(metadata))  # type: ignore[call-overload]
-        return _Admitted(message, request, exchange.leaves, updates)
+        return _Admitted(message, request, exchange.leaves, updates, waiting)
 
-    def _release(self, reply: object, admitted: _Admitted) -> Message:
-        if type(reply) is not Message:
-            raise Refusal(RefusalCode.REPLY, "The work did not return a message.")
-        if reply.has_error():
-            raise Refusal(RefusalCode.ERROR_REPLY, "The work answered with an error, whose text was kept back.")
-        if not reply.has_content():
-            raise Refusal(RefusalCode.REPLY, "The work returned an empty message.")
+    def _release(self, records: RecordDict, admitted: _Admitted) -> Message:
+        """Check everything, write the ledger, and make the message that leaves."""
         request, allowed = admitted.request, admitted.leaves
-        records = plain_copy(reply.content)
         if self._narrowed(request, allowed) != admitted.updates:  # once more: a policy may have been narrowed meanwhile
             raise Refusal(RefusalCode.POLICY, "The policy's updates were changed while the work was under way.")
         check_records(records, "metrics", allowed.handover, RefusalCode.REPLY)
@@ -230,20 +237,36 @@ class _Passage:
                 raise Refusal(RefusalCode.MANIFEST, "The manifest is not that of the tensors.")
             self._load(handover, cast(bytes, manifest["manifest"]))
         self._entry = replace(self._entry, metrics=metrics, updates=admitted.updates)
+        if handover is None or admitted.waiting is None:
+            self._record(self._entry)
+        else:
+            assert self._entry.manifest is not None  # just loaded
+            leaving = Leaving(handover, self._entry.manifest, metrics, admitted.updates)
+            self._entry, also = admitted.waiting.decide(leaving, self._policy().holds(allowed.handover), self._entry)
+            self._record(self._entry, also)
         return Message(checked, reply_to=self._message)
 
     def _narrowed(self, request: Request, declared: Declaration) -> Updates | None:
         """Hold what is declared against the policy as it is now; how it has updates protected, if there are any."""
-        policy = Policy.of(self._settings.home)
+        policy = self._policy()
         policy.narrow(request.plan.strategy.name, declared)
         return policy.updates if holds_update(declared) else None
+
+    def _policy(self) -> Policy:
+        """The policy as it is now; a change since it was last read is in the ledger before anything else is."""
+        file = PolicyFile.of(self._settings.home)
+        try:
+            note_policy(self._ledger, file, self._settings.name)
+        except LedgerUnwritable as error:
+            raise self._unwritable(error) from error
+        return Policy.said_in(file)
 
     def _check_copies(self, metrics: Mapping[str, int | float]) -> None:
         if "copies" not in metrics:
             raise Refusal(
                 RefusalCode.METRICS, "A generator would leave whose copies of training images were not counted."
             )
-        Policy.of(self._settings.home).limit_copies(metrics["copies"])
+        self._policy().limit_copies(metrics["copies"])
 
     def _load(self, handover: Handover, manifest: bytes) -> None:
         kind_bytes = {kind: handover.nbytes(kind) for kind in Kind if handover.group(kind)}
@@ -253,20 +276,23 @@ class _Passage:
         verdict = Verdict.FAILED if refusal.code in _FAILURES else Verdict.REFUSED
         entry = replace(self._entry, verdict=verdict, code=refusal.code.name, detail=refusal.detail)
         try:
-            self._record(replace(entry, kind_bytes={}, metrics={}, manifest=None, updates=None))
+            self._record(replace(entry, kind_bytes={}, metrics={}, manifest=None, updates=None, audit=None))
         except Refusal as unwritable:
             refusal = unwritable
         return _coded(self._message, refusal)
 
-    def _record(self, entry: Crossing) -> None:
+    def _record(self, entry: Crossing, also: Callable[[Connection], None] = lambda connection: None) -> None:
         try:
-            self._ledger.record(entry)
+            self._ledger.record(entry, also=also)
         except LedgerUnwritable as error:
-            if (broken := broken_by(self._settings.home, error)) is not None:
-                _log.error("Nothing crosses: %s", broken)
-                raise Refusal(RefusalCode.LEDGER_BROKEN) from broken
-            _log.exception("Nothing crosses, since the ledger cannot be written.")
-            raise Refusal(RefusalCode.LEDGER, "The ledger could not be written at first.") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: LedgerUnwritable) -> Refusal:
+        if (broken := broken_by(self._settings.home, error)) is not None:
+            _log.error("Nothing crosses: %s", broken)
+            return Refusal(RefusalCode.LEDGER_BROKEN)
+        _log.error("Nothing crosses, since the ledger cannot be written.", exc_info=error)
+        return Refusal(RefusalCode.LEDGER, "The ledger could not be written at first.")
 
 
 def _work(call_next: ClientAppCallable, message: Message, context: Context) -> object:
@@ -291,6 +317,17 @@ def _work(call_next: ClientAppCallable, message: Message, context: Context) -> o
             _log.exception("The work behind the guard was ended by an exception.")
             failure = _Raised(error)
     raise failure
+
+
+def _content(reply: object) -> RecordDict:
+    """A plain copy of what a reply holds."""
+    if type(reply) is not Message:
+        raise Refusal(RefusalCode.REPLY, "The work did not return a message.")
+    if reply.has_error():
+        raise Refusal(RefusalCode.ERROR_REPLY, "The work answered with an error, whose text was kept back.")
+    if not reply.has_content():
+        raise Refusal(RefusalCode.REPLY, "The work returned an empty message.")
+    return plain_copy(reply.content)
 
 
 def _refusal_for(error: BaseException) -> Refusal:

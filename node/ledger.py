@@ -1,4 +1,4 @@
-"""The ledger: everything that crossed this node's boundary, in an append-only chain of hashes.
+"""The ledger: what crossed this node's boundary and what its people decided, in an append-only chain of hashes.
 
 Every entry's hash covers the entry and the hash before it, so no entry can be changed, removed, moved or put in
 between without `verify` saying so. What a chain cannot show is that its end was cut off, or that all of it was written
@@ -9,7 +9,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -20,6 +20,7 @@ from sqlalchemy import DDL, Connection, Engine, Index, Row, String, event, func,
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
 
+from node.audit import Decision, PolicyChange
 from node.database import Base
 from node.privacy import Release, Updates
 from protos.handover import Kind
@@ -28,7 +29,7 @@ from protos.software import installed
 GENESIS = "0" * 64  # stands for the hash before the first entry
 BROKEN = "ledger.broken"  # message type of an entry that says what became of the ledger before this one
 _LONGEST = 1000  # characters of a text from outside
-_LATER = ("privacy", "software", "code_sha256")  # columns that the hashes of older entries know nothing of
+_LATER = ("privacy", "audit", "software", "code_sha256")  # columns that the hashes of older entries know nothing of
 
 
 class Direction(StrEnum):
@@ -36,7 +37,7 @@ class Direction(StrEnum):
 
     IN = "in"
     OUT = "out"
-    HERE = "here"  # nothing crossed: it is about the ledger itself
+    HERE = "here"  # nothing crossed: it is about the ledger itself, or people at the site decided something
 
 
 class Verdict(StrEnum):
@@ -45,14 +46,20 @@ class Verdict(StrEnum):
     ALLOWED = "allowed"
     REFUSED = "refused"  # by the guard
     FAILED = "failed"  # the work behind the guard ended in an error
+    HELD = "held"  # kept at the site, whole and checked, until a person decides
+    # and what people decided
+    RELEASED = "released"
+    WITHHELD = "withheld"
+    CHANGED = "changed"  # the site's policy
 
 
 @dataclass(frozen=True)
 class Crossing:
     """One message at the boundary. `detail` is one sentence that stays at the node.
 
-    `kind_bytes` (bytes of raw values), `metrics` and `manifest` (serialised) tell what passed: nothing unless allowed.
-    `updates` is how an update that leaves was protected; None where there is none, or no protection.
+    `kind_bytes` (bytes of raw values), `metrics` and `manifest` (serialised) tell what passed: nothing unless allowed,
+    but for the manifest of what is held. `updates` is how an update that leaves was protected; None where there is
+    none, or no protection. `audit` is what people decided, of what leaves as of what stays.
     """
 
     direction: Direction
@@ -70,6 +77,7 @@ class Crossing:
     metrics: Mapping[str, int | float] = field(default_factory=dict)
     manifest: bytes | None = None
     updates: Updates | None = None
+    audit: Decision | PolicyChange | None = None
 
 
 NOT_PASSED = "verdict IN ('refused', 'failed', 'withheld')"  # in SQL, as the index has it, word for word
@@ -102,6 +110,7 @@ class Entry(Base):
     metrics: Mapped[str]  # JSON, name -> value
     manifest: Mapped[bytes | None]
     privacy: Mapped[str | None]  # JSON, a Release
+    audit: Mapped[str | None]  # JSON, a Decision or a PolicyChange
     software: Mapped[str | None]  # what was at work: name and version
     code_sha256: Mapped[str | None] = mapped_column(String(64))  # and the digest of its code, see protos/software.py
     hash: Mapped[str] = mapped_column(String(64))
@@ -141,11 +150,17 @@ class Ledger:
         self._writer = engine.execution_options(write=True)
         self._written = written
 
-    def record(self, crossing: Crossing, carried: Release | None = None) -> str:
+    def record(
+        self,
+        crossing: Crossing,
+        carried: Release | None = None,
+        also: Callable[[Connection], None] = lambda connection: None,
+    ) -> str:
         """Append an entry and return its hash, once it is on the disk.
 
-        `carried` is what all updates came to that left under a ledger before this one. Raises LedgerUnwritable, and
-        Refusal (PRIVACY_BUDGET) when the entry's update may not leave any more.
+        `carried` is what all updates came to that left under a ledger before this one. `also` is done first in the same
+        transaction: both are, or neither; an exception of its own is raised. Raises LedgerUnwritable, and Refusal
+        (PRIVACY_BUDGET) when the entry's update may not leave any more.
         """
         row: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -164,11 +179,13 @@ class Ledger:
             "metrics": json.dumps(crossing.metrics),
             "manifest": None if crossing.manifest is None else zlib.compress(crossing.manifest),
             "privacy": None if carried is None else carried.model_dump_json(),
+            "audit": None if crossing.audit is None else crossing.audit.model_dump_json(),
             "software": installed().name,
             "code_sha256": installed().code,
         }
         try:
             with self._writer.begin() as connection:
+                also(connection)
                 last = connection.execute(select(Entry.seq, Entry.hash).order_by(Entry.seq.desc()).limit(1)).first()
                 seq, previous = (1, GENESIS) if last is None else (last.seq + 1, last.hash)
                 row = {"seq": seq, **row}
@@ -181,6 +198,19 @@ class Ledger:
             raise LedgerUnwritable(f"The ledger in {self._reader.url.database} cannot be written ({error}).") from error
         self._written(seq, str(row["hash"]), row["privacy"])
         return str(row["hash"])
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A connection for reading what stands beside the ledger in the same database."""
+        return self._reader.connect()
+
+    def writing(self) -> AbstractContextManager[Connection]:
+        """A transaction beside the ledger, which nobody else writes in meanwhile."""
+        return self._writer.begin()
+
+    def site(self) -> str:
+        """The site of the newest entry; nothing where there is none."""
+        with self._reader.connect() as connection:
+            return connection.execute(select(Entry.site).order_by(Entry.seq.desc()).limit(1)).scalar() or ""
 
     def last_release(self) -> Release | None:
         """The newest protected update that left, with what all so far come to; None if there was none."""

@@ -18,6 +18,7 @@ from rich.text import Text
 from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
 
+from node.audit import Decision
 from node.database import FILE
 from node.ledger import Ledger
 from node.ledger_head import LedgerBroken, broken_by, open_ledger, remembered
@@ -111,6 +112,7 @@ def _document(entry: Row[Any]) -> dict[str, Any]:
     document["kind_bytes"] = jsons.loads(entry.kind_bytes)
     document["metrics"] = jsons.loads(entry.metrics)
     document["privacy"] = entry.privacy and jsons.loads(entry.privacy)
+    document["audit"] = entry.audit and jsons.loads(entry.audit)
     if entry.manifest is not None:
         manifest = handover_pb2.HandoverManifest.FromString(zlib.decompress(entry.manifest))
         document["manifest"] = MessageToDict(manifest, preserving_proto_field_name=True)
@@ -169,6 +171,9 @@ def _passed(entry: Row[Any]) -> str:
         parts.append(f"clip {release.clip:g}, noise {release.noise:g}")
         if release.epsilon is not None:
             parts.append(f"epsilon {release.epsilon:.4g} at delta {release.delta:g} so far")
+    if entry.audit is not None:  # of what leaves: it was held before
+        decision = Decision.model_validate_json(entry.audit)
+        parts.append(f"released by {decision.by}: {decision.why}")
     return "; ".join(parts)
 
 

@@ -1,6 +1,7 @@
 """The site's own policy: `policy.yaml` in the node's home folder. It can only narrow what a strategy declares.
 
     kinds: [weights]                  # kinds of artifact that may leave
+    tensors: ["*", "!prompts/masks"]  # names, or patterns, of tensors that may leave; after a !, that may not
     strategies: [finetune, joint]     # strategies that may be asked for
     max_bytes: {weights: 5MB}         # per kind, or one number for all kinds together
     # names, or patterns, of metrics that may leave; whoever declares another one is refused
@@ -8,6 +9,7 @@
     updates: {clip: 1.0, noise: 1.1, delta: 1.0e-5, epsilon: 8.0}  # how gradients are protected, see node/privacy.py
     memory: {cases: 10}               # training cases that a run may keep for rehearsal; 0: no rehearsal
     copies: {most: 0.05}              # share of a generator's images that may be near-copies, see node/copies.py
+    hold: [generator, prompts]        # a handover with one of these kinds waits until a person releases it; true: any
 
 A key that is left out does not narrow; without the file everything goes as declared; a file that cannot be read or
 understood refuses everything.
@@ -20,15 +22,13 @@ from typing import Annotated
 import yaml
 from pydantic import ByteSize, Field, ValidationError
 
-from node.privacy import Updates
-from node.updates import beside_updates
+from node.policy_file import PolicyFile, unreadable
+from node.privacy import Updates, beside_updates
 from protos import strict_yaml
 from protos.declaration import Declaration
 from protos.handover import HandoverSchema, Kind
 from protos.plan import Record
 from protos.refusals import Refusal, RefusalCode
-
-FILE = "policy.yaml"
 
 
 class MemoryLimit(Record):
@@ -47,39 +47,40 @@ class Policy(Record):
     """What a site allows; None narrows nothing."""
 
     kinds: frozenset[Kind] | None = None
+    tensors: tuple[str, ...] | None = None
     strategies: frozenset[str] | None = None
     max_bytes: ByteSize | dict[Kind, ByteSize] | None = Field(default=None, union_mode="left_to_right")
     metrics: tuple[str, ...] | None = None
     updates: Updates | None = None
     memory: MemoryLimit | None = None
     copies: CopiesLimit | None = None
+    hold: bool | frozenset[Kind] | None = None
 
     @classmethod
     def of(cls, home: Path) -> "Policy":
         """Read `home/policy.yaml`; raises Refusal when it is there but does not say clearly what is allowed."""
-        path = home / FILE
+        return cls.said_in(PolicyFile.of(home))
+
+    @classmethod
+    def said_in(cls, file: PolicyFile) -> "Policy":
+        """What a file says; raises Refusal when it does not say clearly what is allowed."""
+        if file.text is None:
+            return cls()
         try:
-            text = path.read_text("utf-8")
-        except FileNotFoundError:
-            if not path.is_symlink():
-                return cls()
-            raise _unreadable(path, "is a link that leads nowhere") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise _unreadable(path, f"cannot be read ({type(error).__name__})") from error
-        try:
-            keys = strict_yaml.load(text)
+            keys = strict_yaml.load(file.text)
             if not isinstance(keys, dict):
-                raise _unreadable(path, "holds no keys; delete the file if nothing is to be narrowed")
+                raise unreadable(file.path, "holds no keys; delete the file if nothing is to be narrowed")
             if empty := [key for key, value in keys.items() if value is None]:
-                raise _unreadable(path, f"has nothing after {empty[0]!r}; write [] if nothing of it may leave")
+                raise unreadable(file.path, f"has nothing after {empty[0]!r}; write [] if nothing of it may leave")
             return cls.model_validate(keys)
         except yaml.YAMLError as error:
-            raise _unreadable(path, f"is no YAML ({' '.join(str(error).split())})") from error
+            raise unreadable(file.path, f"is no YAML ({' '.join(str(error).split())})") from error
         except ValidationError as error:
             faults = "; ".join(
-                f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+                f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
+                for e in error.errors(include_input=False)
             )
-            raise _unreadable(path, f"is not understood ({faults})") from error
+            raise unreadable(file.path, f"is not understood ({faults})") from error
 
     @property
     def changes(self) -> dict[str, dict[str, int | float]]:
@@ -103,7 +104,7 @@ class Policy(Record):
                     f"The policy's updates allow nothing but protected updates, and {others[0]} is none; "
                     "updates.only: false would let it leave, unprotected.",
                 )
-        if kept := [name for name in sorted(declared.metrics) if not self._lets_out(name)]:
+        if kept := [name for name in sorted(declared.metrics) if not _fits(name, self.metrics)]:
             raise Refusal(RefusalCode.POLICY, f"The policy's metrics do not include {', '.join(kept)}.")
         return declared
 
@@ -116,12 +117,18 @@ class Policy(Record):
                 f"copies.most is {self.copies.most:g}.",
             )
 
-    def _lets_out(self, metric: str) -> bool:
-        return self.metrics is None or any(fnmatchcase(metric, pattern) for pattern in self.metrics)
+    def holds(self, schema: HandoverSchema | None) -> bool:
+        """Whether a handover of this schema waits at the site until a person releases it."""
+        if schema is None or not self.hold:
+            return False
+        return self.hold is True or bool(schema.kinds & self.hold)
 
     def _check(self, schema: HandoverSchema) -> None:
         if self.kinds is not None and not schema.kinds <= self.kinds:
             raise Refusal(RefusalCode.POLICY, f"The policy's kinds do not include {_list(schema.kinds - self.kinds)}.")
+        names = [f"{kind}/{name}" for kind in Kind for name in schema.tensors[kind]]
+        if kept := [name for name in names if not _fits(name, self.tensors)]:
+            raise Refusal(RefusalCode.POLICY, f"The policy's tensors do not include {', '.join(kept)}.")
         limits: list[tuple[Kind | None, ByteSize]] = []
         if isinstance(self.max_bytes, dict):
             limits.extend(self.max_bytes.items())
@@ -136,8 +143,14 @@ class Policy(Record):
                 )
 
 
-def _unreadable(path: Path, what: str) -> Refusal:
-    return Refusal(RefusalCode.POLICY_UNREADABLE, f"{path}: {what}.")
+def _fits(name: str, patterns: tuple[str, ...] | None) -> bool:
+    """Whether a pattern has the name, and none after a `!` takes it out again."""
+    if patterns is None:
+        return True
+    out = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    return any(fnmatchcase(name, pattern) for pattern in patterns) and not any(
+        fnmatchcase(name, pattern) for pattern in out
+    )
 
 
 def _list(kinds: frozenset[Kind]) -> str:

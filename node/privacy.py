@@ -1,6 +1,7 @@
 """Clipped and noised updates: what a site's policy asks of them, and what all that left come to.
 
-strategies/privacy.py does it, node/updates.py makes the noise and holds what leaves against it.
+strategies/privacy.py does it, node/updates.py makes the noise and holds what leaves against it. Nothing here takes
+PyTorch, so that people can look at a policy and a ledger at once.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from protos.declaration import Declaration
+from protos.handover import UPDATE, Kind
 from protos.plan import Record
 from protos.refusals import Refusal, RefusalCode
 
@@ -77,3 +80,18 @@ def epsilon(releases: Mapping[float, int], delta: float) -> float:
             curve += rdp.compute_rdp(q=1.0, noise_multiplier=noise, steps=count, orders=orders)
     spent, _ = rdp.get_privacy_spent(orders=orders, rdp=curve.tolist(), delta=delta)
     return max(0.0, float(spent))
+
+
+def holds_update(declared: Declaration) -> bool:
+    """Whether a reply would hold an update."""
+    return any(name.startswith(UPDATE) for _, name in _declared(declared))
+
+
+def beside_updates(declared: Declaration) -> list[str]:
+    """The tensors of a reply that are no update, as `kind/name`."""
+    return [f"{kind}/{name}" for kind, name in _declared(declared) if not name.startswith(UPDATE)]
+
+
+def _declared(declared: Declaration) -> list[tuple[Kind, str]]:
+    groups = declared.handover.tensors if declared.handover else {}
+    return [(kind, name) for kind, group in groups.items() for name in group]

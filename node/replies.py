@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from node.files import clear_leftovers, replace_file
-
-POLICY = "policy.yaml"  # as in node/policy.py, which imports PyTorch
+from node.policy_file import FILE
 
 MOST = 8  # the newest so many
 
@@ -30,7 +29,7 @@ class Replies:
     """Files below `folder`, one per question."""
 
     def __init__(self, folder: Path, home: Path) -> None:
-        self._folder, self._policy = folder, home / POLICY
+        self._folder, self._policy = folder, home / FILE
 
     def prepare(self) -> None:
         """Make the folder and clear what a process that died left half written; nobody may be writing now."""

@@ -17,29 +17,12 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from node.files import sync_folder
-from protos.declaration import Declaration
-from protos.handover import Handover, Kind
+from protos.handover import UPDATE, Handover
 from protos.messages import Request
 from protos.refusals import Refusal, RefusalCode
-from strategies.gradients import UPDATE
 
 KEY_FILE = "noise.key"
 _KEY_BYTES = 32
-
-
-def holds_update(declared: Declaration) -> bool:
-    """Whether a reply would hold an update."""
-    return any(name.startswith(UPDATE) for _, name in _declared(declared))
-
-
-def beside_updates(declared: Declaration) -> list[str]:
-    """The tensors of a reply that are no update, as `kind/name`."""
-    return [f"{kind}/{name}" for kind, name in _declared(declared) if not name.startswith(UPDATE)]
-
-
-def _declared(declared: Declaration) -> list[tuple[Kind, str]]:
-    groups = declared.handover.tensors if declared.handover else {}
-    return [(kind, name) for kind, group in groups.items() for name in group]
 
 
 def check_protected(handover: Handover, metrics: Mapping[str, int | float], released: Handover | None) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
+UPDATE = "update/"  # marks a tensor of kind `weights` as a gradient
+
 # name -> (bytes per element, safetensors' name)
 DTYPES: Mapping[str, tuple[int, str]] = MappingProxyType(
     {

@@ -27,6 +27,8 @@ class RefusalCode(IntEnum):
     POLICY_UNREADABLE = 1012
     PRIVACY_BUDGET = 1013
     COPIES = 1015
+    HELD = 1017
+    WITHHELD = 1018
     # the reply, on its way out
     REPLY = 1021
     TENSORS = 1022
@@ -70,6 +72,10 @@ _SENTENCES = MappingProxyType(
         "policy.yaml whether more may leave.",
         RefusalCode.COPIES: "The generator makes more near-copies of training images than the site's policy allows, so "
         "it was kept back; train it for fewer steps or on more cases.",
+        RefusalCode.HELD: "What is to leave waits at the site until a person there releases it; `locum-node held` and "
+        "`locum-node release` at the site, then resume the run.",
+        RefusalCode.WITHHELD: "A person at the site decided that what was to leave stays there; `locum skip` lets the "
+        "run go on without this stop.",
         RefusalCode.REPLY: "The reply did not hold exactly the declared records, so it was kept back.",
         RefusalCode.TENSORS: "The reply's tensors were not exactly the declared ones, so it was kept back.",
         RefusalCode.NOT_FINITE: "The reply held values that are not finite (training may have diverged), so it was "

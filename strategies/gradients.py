@@ -6,14 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from protos.declaration import Bound, Declaration
-from protos.handover import Handover, HandoverSchema, Kind
+from protos.handover import UPDATE, Handover, HandoverSchema, Kind
 from strategies.data import Batch
 from strategies.gathering import Reply
 from strategies.strategy import COUNT, LOSS, Strategy, specs
 from strategies.training import draw, finite, gradient, make_optimizer, restore, set_learning_rate, snapshot
 from strategies.visit import Departure, Visit, seeded
-
-UPDATE = "update/"  # marks a tensor of kind `weights` as a gradient
 
 
 def update_declaration(strategy: Strategy) -> Declaration:

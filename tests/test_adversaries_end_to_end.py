@@ -18,7 +18,7 @@ from rich.console import Console
 from coordinator.conductor import VisitFailed
 from coordinator.live import Live
 from coordinator.simulate import carry_out
-from node.policy import FILE
+from node.policy_file import FILE
 from protos.handover import Handover, Tensor
 from protos.refusals import Refusal, RefusalCode
 from strategies.registry import STRATEGIES

@@ -16,6 +16,7 @@ Commands that are not Locum's do not run; of `make`, the target must exist.
 import ast
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -118,7 +119,7 @@ def keys(document: Any) -> Any:
 def test_commands_have_the_options_they_are_given(page: Path) -> None:
     known = dict(commands())
     for block in blocks(page):
-        typed = block.commands or [line.split("#")[0].split() for line in block.lines if line.startswith("locum")]
+        typed = block.commands or [shlex.split(line, comments=True) for line in block.lines if line.startswith("locum")]
         for words in typed:
             if words[0] in PROGRAMS:
                 known[" ".join(words[:2])].make_context(words[1], words[2:])

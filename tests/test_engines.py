@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -19,6 +19,7 @@ from coordinator.grid import SimulatedSite, simulated_sites
 from coordinator.simulate import carry_out
 from coordinator.superlink import SuperLinkConfig
 from node.database import open_database
+from node.decisions import held_handovers, release
 from node.progress_store import Standing
 from protos.messages import PROGRESS, VISIT
 from tests.conftest import Desk, Recorder, outcome
@@ -75,6 +76,48 @@ def test_same_bits_scores_and_ledgers(strategy: str, deployed: Deployment, desk:
     for site in (*SITES, "island"):
         assert crossings(deployed.desk, site, run) == crossings(desk, site, plain)
         assert deployed.desk.ledger(site).verify() == []
+
+
+@dataclass
+class Person(Recorder):
+    """Releases what waits when a run waits for a person; `told` are the sites."""
+
+    home: Path = Path()
+    told: list[str] = field(default_factory=list)
+
+    def held(self, site: str, seconds: float) -> None:
+        self.told.append(site)
+        (held,) = held_handovers(self.home)
+        release(self.home, held.handover, by="Dr. Roe", why="looked at it")
+
+
+def test_what_a_person_has_to_release_waits_and_leaves_once(deployed: Deployment, desk: Desk) -> None:
+    east, policy = desk.home.folder / "nodes" / "east", "hold: [weights]\n"
+    east.mkdir(parents=True)
+    (east / "policy.yaml").write_text(policy)
+    plain = desk.begin()
+    with pytest.raises(VisitFailed, match=r"\[HELD\]$"):
+        desk.carry_out(plain)
+    release(east, held_handovers(east)[0].handover, by="Dr. Roe", why="looked at it")
+    desk.carry_out(plain)
+
+    node_of_east = deployed.sites["east"].home
+    (node_of_east / "policy.yaml").write_text(policy)
+    try:
+        run, person = deployed.desk.begin(), Person(home=node_of_east)
+        carry_out(run, deployed.desk.home, device="cpu", listener=person, engine=Deployed(deployed.config))
+    finally:
+        (node_of_east / "policy.yaml").unlink()
+    assert person.told == ["east"]
+    assert outcome(deployed.desk.row(run)) == outcome(desk.row(plain))
+
+    def visits(desk: Desk, run: str) -> list[Any]:
+        """What became of the visit; how often the coordinator asked meanwhile, the clock decides."""
+        return [entry for entry in crossings(desk, "east", run) if entry[1] == VISIT and entry[2] != "refused"]
+
+    assert visits(deployed.desk, run) == visits(desk, plain)
+    assert [entry[2] for entry in visits(desk, plain)] == ["allowed", "held", "released", "allowed", "allowed"]
+    assert deployed.desk.ledger("east").verify() == []
 
 
 # When things die

@@ -15,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from node.database import open_database
 from node.guard import Exchange, make_guard
-from node.ledger import Ledger
+from node.ledger import Direction, Ledger
 from node.settings import SiteSettings
 from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema, Tensor
@@ -99,8 +99,12 @@ class Node:
         return Ledger(open_database(self.home))
 
     def verdicts(self) -> list[tuple[str, str, str]]:
-        """(direction, verdict, code) of every entry."""
-        return [(entry.direction, entry.verdict, entry.code) for entry in self.ledger().entries()]
+        """(direction, verdict, code) of every crossing."""
+        return [(entry.direction, entry.verdict, entry.code) for entry in self.crossings()]
+
+    def crossings(self) -> list[Any]:
+        """The ledger's entries on messages."""
+        return [entry for entry in self.ledger().entries() if entry.direction != Direction.HERE]
 
 
 def instruction(content: RecordDict, message_type: str = VISIT) -> Message:

@@ -121,7 +121,7 @@ def test_the_ledger_names_the_metrics_that_a_policy_keeps_back(tmp_path: Path) -
     (tmp_path / "policy.yaml").write_text("metrics: ['c*']")
     node = Node(tmp_path)
     node.ask()
-    assert [entry.detail for entry in node.ledger().entries()] == ["The policy's metrics do not include loss."]
+    assert [entry.detail for entry in node.crossings()] == ["The policy's metrics do not include loss."]
 
 
 @pytest.mark.parametrize("text", ["kinds: []", "metrics: [cases]"])
@@ -165,7 +165,7 @@ def test_a_policy_that_is_not_understood_refuses_everything(tmp_path: Path, text
     (tmp_path / "policy.yaml").write_text(text)
     node = Node(tmp_path)
     assert node.ask().error.code == RefusalCode.POLICY_UNREADABLE
-    (entry,) = node.ledger().entries()
+    (entry,) = node.crossings()
     assert (entry.verdict, entry.code) == ("refused", "POLICY_UNREADABLE")
     assert says in entry.detail
     assert str(tmp_path / "policy.yaml") in entry.detail

@@ -19,12 +19,11 @@ from node.ledger import Ledger
 from node.privacy import epsilon
 from node.updates import KEY_FILE, SiteNoise, noise_key
 from protos.declaration import Declaration
-from protos.handover import Handover, HandoverSchema, Kind
+from protos.handover import UPDATE, Handover, HandoverSchema, Kind
 from protos.messages import DESCRIBE, SCORE, VISIT, Request, pack_reply, read_handover
 from protos.plan import StrategyChoice
 from protos.refusals import RefusalCode
 from strategies.baselines.joint import Joint
-from strategies.gradients import UPDATE
 from strategies.registry import strategy_for
 from strategies.visit import Departure, Visit
 from tests.node import guarded
@@ -144,7 +143,7 @@ def test_nothing_else_that_is_learnt_leaves_unless_the_policy_says_so(
     hospital.policy(policy)
     assert visit(hospital, **choice).error.code == RefusalCode.POLICY
     assert hospital.crossings() == [("in", "refused", "POLICY")]  # on the way in: no work was done
-    (entry,) = hospital.ledger().entries()
+    *_, entry = hospital.ledger().entries()
     assert "updates.only: false" in entry.detail
     hospital.policy(f"{policy[:-1]}, only: false}}")
     assert set(visit(hospital, **choice).content["metrics"]) >= {"samples", "steps", "loss_last"}

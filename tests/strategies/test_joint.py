@@ -10,11 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protos.handover import Kind
+from protos.handover import UPDATE, Kind
 from protos.plan import NetworkChoice, Plan
 from strategies import networks
 from strategies.data import Batch
-from strategies.gradients import UPDATE
 from strategies.losses import segmentation_loss
 from strategies.randomness import Seeds
 from strategies.registry import strategy_for

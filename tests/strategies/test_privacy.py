@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from protos.handover import Handover, Kind
+from protos.handover import UPDATE, Handover, Kind
 from protos.plan import Plan
 from strategies.data import Batch
 from strategies.gathering import Reply
-from strategies.gradients import UPDATE, contributions, no_update, update
+from strategies.gradients import contributions, no_update, update
 from strategies.per_sample import per_sample_gradients
 from strategies.privacy import Privacy
 from strategies.randomness import Seeds
