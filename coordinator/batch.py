@@ -88,23 +88,27 @@ def carry_out_all(
     from coordinator.simulate import carry_out, engine_for
 
     left = list(runs)
-    with engine_for(engine, runs[0], home, devices[runs[0]]) as reached:
-        for run in runs:
-            with naming_the_log(home):
-                try:
-                    with Live() as live:
-                        carry_out(run, home, device=devices[run], listener=live, engine=reached)
-                    left.remove(run)
-                except KeyboardInterrupt:
-                    complain(f"interrupted; {how_to_go_on(left, options)} where it stopped.")
-                    raise typer.Exit(INTERRUPTED) from None
-                except Exception as error:
-                    if exit_status(error) != FAILED:
-                        raise
-                    complain(*told(error))
-                    if not of_one_run(error):
-                        complain(f"when that is mended, {how_to_go_on(left, options)} where it stopped.")
-                        raise typer.Exit(FAILED) from None
+    try:
+        with engine_for(engine, runs[0], home, devices[runs[0]]) as reached:
+            for run in runs:
+                with naming_the_log(home):
+                    try:
+                        with Live() as live:
+                            carry_out(run, home, device=devices[run], listener=live, engine=reached)
+                        left.remove(run)
+                    except Exception as error:
+                        if not of_one_run(error):
+                            raise
+                        complain(*told(error))
+    except KeyboardInterrupt:
+        if left:
+            complain(f"interrupted; {how_to_go_on(left, options)} where it stopped.")
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if exit_status(error) != FAILED:
+            raise
+        complain(*told(error), f"when that is mended, {how_to_go_on(left, options)} where it stopped.")
+        raise typer.Exit(FAILED) from None
     return left
 
 

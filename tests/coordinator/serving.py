@@ -22,6 +22,7 @@ from coordinator.store import EventRow, Run, sqlite_url
 from node.database import open_database
 from node.ledger import Ledger
 from tests.conftest import Desk, outcome
+from tests.observed import ROOT, Observation
 
 TINY = """
 name: tiny
@@ -33,7 +34,6 @@ network: {channels: [2, 4]}
 training: {steps: 4, batch_size: 2, checkpoint_every: 2, augment: [rotate]}
 """
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 240.0  # for whatever is waited for, on a machine that may be busy
 
 
@@ -73,8 +73,12 @@ class Served:
     workers: int = 2
     superlink: int = field(default_factory=_free_port)
     control: int = field(default_factory=_free_port)
+    seen: Observation = field(init=False)
     _service: "subprocess.Popen[bytes] | None" = None
     _nodes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.seen = Observation(self.folder)
 
     @property
     def home(self) -> Home:
@@ -119,8 +123,8 @@ class Served:
     ) -> "subprocess.Popen[bytes]":
         """A command as a process of its own, its output in the file `log`, its code that in `release`."""
         code = f"from {command} import main; import sys; sys.exit(main())"
-        path = os.pathsep.join([str(release), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+        environment = self.seen.environment
+        environment["PYTHONPATH"] = os.pathsep.join([str(release), environment["PYTHONPATH"]])
         with (self.folder / log).open("ab") as file:
             return subprocess.Popen(
                 [sys.executable, "-P", "-c", code, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
@@ -196,6 +200,8 @@ def two_sites(folder: Path, release: Path = ROOT) -> Iterator[Served]:
     finally:
         served.close()
         served.home.store().engine.dispose()
+    assert served.seen.outside() == []  # nobody looks for anybody but on this machine
+    wait_for(lambda: not served.seen.left())
 
 
 def in_process(folder: Path) -> Desk:
