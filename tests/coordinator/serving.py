@@ -70,6 +70,7 @@ class Served:
     """The coordinator in `folder`, whose home is `folder/home`; nodes have their files in `folder/SITE`."""
 
     folder: Path
+    database: str | None = None  # URL; None: SQLite in the home folder
     workers: int = 2
     superlink: int = field(default_factory=_free_port)
     control: int = field(default_factory=_free_port)
@@ -82,7 +83,7 @@ class Served:
 
     @property
     def home(self) -> Home:
-        return Home(self.folder / "home", sqlite_url(self.folder / "home"))
+        return Home(self.folder / "home", self.database or sqlite_url(self.folder / "home"))
 
     @property
     def options(self) -> list[str]:
@@ -125,6 +126,7 @@ class Served:
         code = f"from {command} import main; import sys; sys.exit(main())"
         environment = self.seen.environment
         environment["PYTHONPATH"] = os.pathsep.join([str(release), environment["PYTHONPATH"]])
+        environment |= {} if self.database is None else {"LOCUM_DATABASE": self.database}
         with (self.folder / log).open("ab") as file:
             return subprocess.Popen(
                 [sys.executable, "-P", "-c", code, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
@@ -139,6 +141,13 @@ class Served:
         """Ask the service to end; returns its status."""
         self.service.terminate()
         return self.service.wait(60)
+
+    def kill(self) -> None:
+        """Kill the service, with which its children end."""
+        children = psutil.Process(self.service.pid).children(recursive=True)
+        self.service.kill()
+        self.service.wait()
+        wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
 
     def start_node(self, site: str, appearance: int, cases: int, release: Path = ROOT) -> None:
         """A node with a synthetic hospital; its key is at `key(site)`."""
@@ -181,10 +190,10 @@ class Served:
 
 
 @contextmanager
-def two_sites(folder: Path, release: Path = ROOT) -> Iterator[Served]:
+def two_sites(folder: Path, release: Path = ROOT, database: str | None = None) -> Iterator[Served]:
     """A coordinator with the nodes of north and east, both online; it has to end well. `release` is east's code."""
     os.environ["NO_COLOR"] = "1"
-    served = Served(folder)
+    served = Served(folder, database)
     try:
         served.start()
         (folder / "tiny.yaml").write_text(TINY)

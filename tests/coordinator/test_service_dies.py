@@ -1,13 +1,11 @@
 """The control service's runs side by side, and when processes die."""
 
-import signal
 from collections.abc import Iterator
 
-import psutil
 import pytest
 
 from tests.conftest import Desk
-from tests.coordinator.serving import Served, assert_as_in_process, in_process, two_sites, wait_for
+from tests.coordinator.serving import Served, assert_as_in_process, in_process, two_sites
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]  # many processes, which a busy machine keeps waiting
 
@@ -34,10 +32,7 @@ def test_a_run_goes_on_whatever_dies_and_so_do_those_who_watch(served: Served, e
     (worker,) = served.children("coordinator.worker")
     worker.kill()
     served.wait_for_event(run, "stop_ended")
-    children = psutil.Process(served.service.pid).children(recursive=True)
-    served.service.send_signal(signal.SIGKILL)
-    served.service.wait()
-    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
+    served.kill()
     served.start()
     served.wait_for_event(run, "run_began", 3)
     (superlink,) = served.children("coordinator.superlink")

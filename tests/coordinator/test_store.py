@@ -1,13 +1,6 @@
 """The store: migrations make exactly the models' tables, transactions are whole, PostgreSQL does as SQLite does."""
 
-import os
-import pwd
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +18,7 @@ from coordinator.results import summarise
 from coordinator.simulate import begin, carry_out
 from coordinator.store import REVISION, Base, Run, ScoreRow, StopRow, Store, StoreUnusable, UnknownRun, sqlite_url
 from tests.conftest import Desk, Recorder, outcome
+from tests.coordinator.postgres import postgres
 
 MIGRATIONS = Path(coordinator.migrations.__file__).parent
 
@@ -158,39 +152,6 @@ def test_a_database_of_a_newer_release_is_refused(store):
 
 
 # PostgreSQL
-
-
-@contextmanager
-def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server of our own, which is stopped afterwards; skips where none can be started."""
-    pytest.importorskip("psycopg", reason="needs psycopg: pip install 'locum[postgres]'")
-    found = [Path(path).parent for path in (shutil.which("initdb"),) if path]
-    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    if not found:
-        pytest.skip("needs PostgreSQL's initdb and pg_ctl: looked on PATH and in /usr/lib/postgresql/*/bin")
-    folder = Path(tempfile.mkdtemp(prefix="locum-postgres-"))  # pytest's folders are closed to other users
-    user: dict[str, object] = {}
-    if os.getuid() == 0:  # which PostgreSQL refuses to run as
-        nobody = pwd.getpwnam("nobody")
-        user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def call(tool: str, *arguments: str) -> None:
-        command = [found[0] / tool, "-D", folder / "data", *arguments]
-        with (folder / "log.txt").open("a") as log:  # the server that pg_ctl leaves behind would hold a pipe open
-            done = subprocess.run(command, stdout=log, stderr=log, cwd=folder, check=False, **user)
-        assert done.returncode == 0, (folder / "log.txt").read_text()
-
-    call("initdb", "-A", "trust", "-U", "locum", "--no-sync")
-    call("pg_ctl", "-w", "-o", f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''", "start")
-    try:
-        yield f"postgresql+psycopg://locum@127.0.0.1:{port}/postgres"
-    finally:
-        call("pg_ctl", "-m", "immediate", "stop")
-        shutil.rmtree(folder)
 
 
 def test_postgresql_holds_the_same_run_as_sqlite(desk: Desk, tmp_path: Path):
