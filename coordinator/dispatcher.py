@@ -172,7 +172,6 @@ class Dispatcher:
         if self._waits.get(run) == wait:
             return
         self._waits[run] = wait
-        self._waits[run] = wait
         with self._store.transaction() as session:
             row = session.scalar(select(QueueRow).where(QueueRow.run_id == run))
             if row is not None:

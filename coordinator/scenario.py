@@ -52,7 +52,7 @@ class SkipInstead(Record):
 class Patience(Record):
     """What becomes of a stop whose site is away: how long it is waited for, and what then."""
 
-    wait: Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)] = 1800.0  # seconds
+    wait: Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=1e9)] = 1800.0  # seconds
     then: Literal["fail", "wait"] | SkipInstead = "fail"  # wait: for as long as it takes
 
     @property

@@ -195,7 +195,9 @@ def test_how_long_is_said_in_words(desk: Desk, text: str, seconds: float) -> Non
     assert desk.scenario(f"patience.wait={text}").patience.wait == seconds
 
 
-@pytest.mark.parametrize("text", ["-1", "tonight", "2 weeks", ".inf", ".nan", "1 h 30 min", "[1]"])
+@pytest.mark.parametrize(
+    "text", ["-1", "tonight", "2 weeks", ".inf", ".nan", "1.0e+10", "99999 d", "1 h 30 min", "[1]"]
+)
 def test_what_is_no_time_is_refused(desk: Desk, text: str) -> None:
     with pytest.raises(ScenarioError, match=r"patience\.wait"):
         desk.scenario(f"patience.wait={text}")
