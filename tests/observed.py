@@ -30,9 +30,13 @@ class Observation:
     @property
     def environment(self) -> dict[str, str]:
         """Of processes that are to be observed, which hand it on to those that they start."""
+        return {**unobserved(), **self.hook}
+
+    @property
+    def hook(self) -> dict[str, str]:
+        """The variables by which they are observed."""
         path = [str(HOOK), *filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)]
-        quiet = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-        return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(path), MARK: str(self.folder / self.name)}
+        return {"PYTHONPATH": os.pathsep.join(path), MARK: str(self.folder / self.name)}
 
     def start(self, command: str, *words: str, **options: Any) -> "subprocess.Popen[bytes]":
         """`locum` or `locum-node` as the console scripts call it, in a process group of its own."""
@@ -60,6 +64,12 @@ class Observation:
         """The command lines of those that are still there."""
         mark = f"{MARK}={self.folder / self.name}"
         return [line for process in psutil.process_iter() if (line := _marked(process, mark))]
+
+
+def unobserved() -> dict[str, str]:
+    """This environment, but for what would keep Flower quiet if somebody had set it: that is for Locum to do."""
+    loud = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
+    return {**loud, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 
 def _marked(process: psutil.Process, mark: str) -> str:

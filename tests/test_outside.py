@@ -13,7 +13,7 @@ import pytest
 
 from tests.coordinator.serving import TINY as TWO_SITES
 from tests.coordinator.serving import wait_for
-from tests.observed import ROOT, Observation
+from tests.observed import ROOT, Observation, unobserved
 
 pytestmark = pytest.mark.timeout(900)  # many processes, which a busy machine keeps waiting
 
@@ -64,9 +64,9 @@ def test_a_name_that_is_looked_up_in_seclusion_is_heard_of(tmp_path: Path, seclu
 
 def test_a_simulation_needs_and_asks_nobody_outside(tmp_path: Path, secluded: list[str]) -> None:
     seen = Observation(tmp_path)
-    observed = ["env", *(f"{name}={value}" for name, value in seen.environment.items())]
+    observed = ["env", *(f"{name}={value}" for name, value in seen.hook.items())]
     locum = [sys.executable, "-P", "-c", "from coordinator.cli import run; run()", *simulation(tmp_path)]
-    done = subprocess.run([*secluded, *observed, *locum], capture_output=True, text=True, check=False)
+    done = subprocess.run([*secluded, *observed, *locum], capture_output=True, text=True, check=False, env=unobserved())
     assert done.returncode == 0, done.stderr
     assert all(map(seen.began, ("coordinator.superlink", "node", "node.worker")))
     assert seen.outside() == []
@@ -89,7 +89,7 @@ with two_sites(Path(sys.argv[1])) as served:
 def test_a_control_service_and_its_nodes_need_and_ask_nobody_outside(tmp_path: Path, secluded: list[str]) -> None:
     """That their processes, seen from within, do not is held by every test of theirs."""
     python = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-P", "-c", SERVED, str(tmp_path / "served")]
-    done = subprocess.run([*secluded, *python], capture_output=True, text=True, check=False)
+    done = subprocess.run([*secluded, *python], capture_output=True, text=True, check=False, env=unobserved())
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "names").exists()
 
