@@ -29,6 +29,7 @@ def run_dashboard(home: Path, address: Address, *, names: Sequence[str] = (), to
         address.check(signs_in=token)
         reader = open_reader(home)
         app, house = dashboard_for(reader, token=token, hosts=hosts_for(address.host, names))
+        threading.Thread(target=house.traffic.refresh, daemon=True).start()  # reads a long ledger once
         server = Server(app, address)
         place = server.start()
     except (NoNode, UnusableSecret, CannotListen) as fault:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query
 from pydantic import BaseModel
+from sqlalchemy import select, text
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
@@ -12,9 +13,11 @@ from node.dashboard.house import House
 from node.dashboard.reading import Reader
 from node.dashboard.traffic import AxisShown, ChartShown, SeriesShown
 from node.dashboard.visits import SCORE, VISIT, RunKnown, metrics_of, run_known, runs
+from node.ledger import Entry, carries
 from node.shown import replays
+from protos.handover import Kind
 
-COPIES = ("copies", "copy_similarity", "held_out_similarity")
+ROWS = 100  # of a table, the newest
 DRIFT = ("drift_mean", "drift_std", "drift_edge")
 
 RunQuery = Annotated[str | None, Query(max_length=80)]
@@ -103,12 +106,10 @@ def sentences(found: ReplayShown) -> list[str]:
 
 
 def newest_with_generator(reader: Reader) -> RunKnown | None:
-    """The newest run whose strategy carried a generator here, else the newest one."""
-    known = runs(reader)
-    for run in known:
-        if any("copies" in metrics for metrics in metrics_of(reader, run.run, VISIT).values()):
-            return run
-    return next(iter(known), None)
+    """The newest run that carried a generator here, else the newest one."""
+    query = select(Entry.run).where(text(carries(Kind.GENERATOR))).order_by(Entry.seq.desc()).limit(1)
+    run = reader.scalar(query)
+    return (run_known(reader, run) if run else None) or next(iter(runs(reader, 1)), None)
 
 
 def replay_router(house: House) -> APIRouter:
@@ -125,7 +126,7 @@ def replay_router(house: House) -> APIRouter:
     def context(run: str | None) -> dict[str, Any]:
         known = chosen(run)
         found = replay_shown(house, known)
-        return {"known": known, "runs": runs(reader), "replay": found, "said": sentences(found)}
+        return {"known": known, "runs": runs(reader), "replay": found, "said": sentences(found), "rows": ROWS}
 
     @router.get("/replay", include_in_schema=False)
     def page(request: Request, run: RunQuery = None) -> Response:

@@ -22,9 +22,19 @@
     return `${+value.toPrecision(3)} ${UNITS[place]}B`;
   };
 
+  // Bars stand on each other, so the longest is drawn first and the others over it.
+  const stacked = (values) => {
+    const sums = values[0].map(() => 0);
+    const heights = values.slice(1).map((row) => row.map((value, place) => (sums[place] += value || 0)));
+    return [values[0], ...heights.reverse()];
+  };
+
+  const arranged = (told, shape) => (shape === "bars" ? stacked(told.values) : told.values);
+
   const options = (told, width, shape) => {
     const line = { stroke: colour("--ink"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
     const unit = told.series.length ? told.series[0].unit : "";
+    const numbers = [...told.series.keys()];
     const bars = shape === "bars" ? uPlot.paths.bars({ size: [0.6, 40] }) : undefined;
     return {
       width,
@@ -36,15 +46,18 @@
       ],
       series: [
         { label: told.x.label, ...(told.x.time ? {} : { value: (_, value) => amount(value, "") }) },
-        ...told.series.map((series, number) => ({
-          label: series.label,
+        ...(bars ? numbers.reverse() : numbers).map((number) => ({
+          label: told.series[number].label,
           stroke: colour(`--series-${(number % 8) + 1}`),
           fill: bars ? colour(`--series-${(number % 8) + 1}`) : undefined,
           paths: bars,
-          width: 2,
+          width: bars ? 0 : 2,
           spanGaps: true,
-          points: { show: told.values[0].length < 40 },
-          value: (_, value) => amount(value, series.unit),
+          points: { show: !bars && told.values[0].length < 40 },
+          value: (plot, _, __, place) => {
+            const known = drawn.get(plot.root.closest("figure"));
+            return place === null || !known ? "–" : amount(known.told.values[number + 1][place], told.series[number].unit);
+          },
         })),
       ],
     };
@@ -63,16 +76,17 @@
     }
     const before = drawn.get(figure);
     if (before && before.plot && before.series === JSON.stringify(told.series) && before.dark === dark.matches) {
-      before.plot.setData(told.values);
+      before.told = told;
+      before.plot.setData(arranged(told, figure.dataset.shape));
       return;
     }
     if (before && before.plot) before.plot.destroy();
     place.textContent = told.values[0].length ? "" : "Nothing to draw yet.";
     const plot = told.values[0].length
-      ? new uPlot(options(told, place.clientWidth, figure.dataset.shape), told.values, place)
+      ? new uPlot(options(told, place.clientWidth, figure.dataset.shape), arranged(told, figure.dataset.shape), place)
       : null;
     fitted.observe(place);
-    drawn.set(figure, { plot, series: JSON.stringify(told.series), dark: dark.matches });
+    drawn.set(figure, { plot, told, series: JSON.stringify(told.series), dark: dark.matches });
     figure.dataset.drawn = "yes";
   };
 
