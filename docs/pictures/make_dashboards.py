@@ -25,7 +25,9 @@ def main() -> None:
     address = server.start()
     finetuned = next(run.run for run in runs(reader) if run.plan.strategy.name == "finetune")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+        )
         page = browser.new_page(viewport=DESK)
         for path, name, size in (
             (f"/crossed?run={finetuned}", "node-crossed", DESK),

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -84,7 +85,8 @@ class Jobs:
                 with process.stdin as stdin:
                     stdin.write(order)
                 complaints: list[str] = []
-                os.setpriority(os.PRIO_PROCESS, process.pid, NICER)
+                with suppress(OSError):  # a service may be forbidden to
+                    os.setpriority(os.PRIO_PROCESS, process.pid, NICER)
                 reading = threading.Thread(target=lambda: complaints.extend(process.stderr or ()), daemon=True)
                 reading.start()
                 for line in process.stdout:
