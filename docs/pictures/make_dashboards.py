@@ -49,6 +49,7 @@ def main() -> None:
 
 
 def keep(page: Page, name: str) -> None:
+    """Write what the page shows, in few colours, as NAME.png."""
     shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     shown.quantize(64, dither=Image.Dither.NONE).save(HERE / f"{name}.png", optimize=True)
 
