@@ -27,7 +27,7 @@ from protos.packing import packed, unpacked
 
 _FIRST_WAIT = 0.01  # for an object that its sender is still handing in
 HOLD_SECONDS = 2.0  # that the question for replies may be held
-_ASK_SECONDS, _ASK_SHARE = 2.0, 0.05  # how far a visit is: asked so often, and less often the longer it lasts
+_ASK_SECONDS, _ASK_SHARE = 5.0, 0.05  # how far a visit is: asked so often, and less often the longer it lasts
 _IDLE_ANSWERS = 2  # in a row: one may have crossed the visit's own reply
 _ANSWER_SECONDS = 60.0  # after which a question for progress is worth nothing
 

@@ -75,7 +75,33 @@ def test_what_an_override_publishes_is_for_this_machine_unless_told() -> None:
     for path in DEPLOY.glob("*.override.yaml"):
         for service in yaml.safe_load(path.read_text())["services"].values():
             published += service.get("ports", [])
-    assert published == ["${LOCUM_LISTEN:-127.0.0.1}:8443:8443"]
+    doors = [f"127.0.0.1:{8100 + number}:8100" for number in range(1, 1 + len(HOSPITALS))]
+    assert sorted(published) == sorted(["${LOCUM_LISTEN:-127.0.0.1}:8443:8443", *doors])
+
+
+@every_hospital
+def test_a_hospitals_dashboard_is_reached_by_its_own_door_alone_and_reaches_nobody(hospital: str) -> None:
+    found = yaml.safe_load((DEPLOY / "dashboards.override.yaml").read_text())
+    services, networks = found["services"], found["networks"]
+    assert services.keys() == {f"{name}-{what}" for name in HOSPITALS for what in ("dashboard", "door")}
+    dashboard, door = services[f"{hospital}-dashboard"], services[f"{hospital}-door"]
+    own = f"{hospital}-dashboard"
+    assert list(dashboard["networks"]) == [own]
+    assert {name for name, service in services.items() if own in service["networks"]} == {own, f"{hospital}-door"}
+    assert door["networks"] == [own, "browser"]
+    assert networks[own] == FILE["networks"][hospital]
+    assert networks["browser"]["driver_opts"] == {
+        "com.docker.network.bridge.enable_ip_masquerade": "false",
+        "com.docker.network.bridge.enable_icc": "false",
+    }
+    assert dashboard["volumes"] == [f"{hospital}-home:/site", f"{hospital}-images:/data:ro"]
+    assert door["volumes"] == ["./deploy/door.conf:/etc/locum/door.conf:ro"]
+    for service in (dashboard, door):
+        assert service["read_only"] is service["init"] is True
+        assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+        assert service["mem_limit"]
+        assert not service.keys() & {"privileged", "pid", "ipc", "devices", "user", "cap_add", "environment"}
+    assert "--no-token" not in dashboard["command"]
 
 
 # Volumes

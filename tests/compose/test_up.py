@@ -4,82 +4,25 @@ The demo is shortened, and its project, volumes and reports are the test's own.
 """
 
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from tests.compose.deployed import Deployment, docker, wants_an_engine
 from tests.documentation import ROOT
 
 PROJECT = "locum-test"
 HOSPITALS = ("north", "east", "south", "west", "island")
 STAYING = ("coordinator", "gateway", *HOSPITALS)
-PROBES = Path(__file__).parent / "probes"
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(3000), pytest.mark.xdist_group("compose")]
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """A compose project under way."""
-
-    override: Path
-    reports: Path
-
-    def compose(self, *words: str, given: str = "", fails: bool = False) -> str:
-        """What `docker compose` with these words prints; `fails` says that its status must not be 0."""
-        command = ["docker", "compose", "-p", PROJECT, "-f", "docker-compose.yml", "-f", str(self.override), *words]
-        environment = {**os.environ, "LOCUM_REPORTS": str(self.reports), "COMPOSE_PROFILES": "cpu"}
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, input=given, capture_output=True, text=True, timeout=1500
-        )
-        assert (done.returncode != 0) == fails, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def inside(self, service: str, *words: str, fails: bool = False) -> str:
-        """What a command prints in a service's container."""
-        return self.compose("exec", "-T", service, *words, fails=fails).strip()
-
-    def probe(self, service: str, name: str, *arguments: str) -> dict[str, Any]:
-        """What a script of `probes/` finds in a service's container."""
-        script = (PROBES / f"{name}.py").read_text()
-        found = self.compose("exec", "-T", service, "python", "-", *arguments, given=script)
-        return dict(json.loads(found))
-
-    def locum(self, *words: str, fails: bool = False) -> str:
-        """What a command of the operator's prints."""
-        return self.compose("run", "--rm", "-T", "--no-deps", "locum", *words, fails=fails)
-
-    def container(self, service: str) -> str:
-        return self.compose("ps", "--all", "--quiet", service).strip()
-
-    def address(self, service: str, network: str) -> str:
-        (found,) = docker("inspect", self.container(service))
-        return str(found["NetworkSettings"]["Networks"][f"{PROJECT}_{network}"]["IPAddress"])
-
-    def online(self) -> set[str]:
-        return {site["site"] for site in json.loads(self.locum("sites", "--json"))["sites"] if site["online"]}
-
-    def runs(self) -> dict[str, str]:
-        return {run["run"]: run["status"] for run in json.loads(self.locum("runs", "--json"))["runs"]}
-
-
-def docker(*words: str) -> Any:
-    done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=60, check=True)
-    return json.loads(done.stdout) if words[0] == "inspect" else done.stdout.split()
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """All services, the hospitals signed on, the shortened demo under way."""
-    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
-        pytest.skip("no Docker engine answers")
+    wants_an_engine()
     folder = tmp_path_factory.mktemp("compose")
     scenario = yaml.safe_load((ROOT / "deploy" / "demo.yaml").read_text())
     scenario["training"]["steps"] = 5
@@ -89,7 +32,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     (folder / "override.yaml").write_text(yaml.safe_dump(override))
     folder.chmod(0o755)  # another user reads it
     (folder / "reports").mkdir()
-    deployment = Deployment(folder / "override.yaml", folder / "reports")
+    deployment = Deployment(PROJECT, folder / "override.yaml", folder / "reports")
     deployment.compose("down", "--volumes")
     deployment.compose("build", "--quiet")
     try:

@@ -1,0 +1,78 @@
+"""The hospitals' dashboards in containers: from this machine with the right token, and from nowhere else."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from tests.compose.deployed import Deployment, docker, wants_an_engine
+from tests.documentation import ROOT
+
+PROJECT = "locum-dashboards"
+PORTS = {"north": 8101, "east": 8102}
+
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(3000), pytest.mark.xdist_group("compose")]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Two hospitals with their dashboards and doors."""
+    wants_an_engine()
+    reports = tmp_path_factory.mktemp("reports")
+    deployment = Deployment(PROJECT, ROOT / "deploy" / "dashboards.override.yaml", reports)
+    deployment.compose("down", "--volumes")
+    deployment.compose("build", "--quiet")
+    try:
+        deployment.compose("up", "--detach", "--no-build", "--wait", *(f"{name}-door" for name in PORTS))
+        yield deployment
+    finally:
+        deployment.compose("down", "--volumes")
+
+
+def asked(port: int, token: str, host: str = "") -> tuple[int, str]:
+    """Status and body of the answer to a question of this machine's."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/now")
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    if host:
+        request.add_header("Host", host)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return int(answer.status), answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, ""
+
+
+def test_each_dashboard_wants_its_own_token(up: Deployment) -> None:
+    tokens = {name: up.inside(name, "cat", "/site/dashboard.token") for name in PORTS}
+    for name, port in PORTS.items():
+        assert asked(port, "")[0] == 401
+        for other, token in tokens.items():
+            status, body = asked(port, token)
+            assert status == (200 if other == name else 401)
+            assert other != name or json.loads(body)["site"] == name
+    assert asked(PORTS["north"], tokens["north"], host="evil.example")[0] == 421
+
+
+def test_the_doors_are_open_to_this_machine_alone(up: Deployment) -> None:
+    for name, port in PORTS.items():
+        (found,) = docker("inspect", up.container(f"{name}-door"))
+        assert found["NetworkSettings"]["Ports"] == {"8100/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port)}]}
+
+
+def test_nobody_inside_reaches_more_than_before(up: Deployment) -> None:
+    """Neither node nor dashboard nor door reaches another hospital or the world; a door reaches its own dashboard."""
+    dashboards = {name: f"{up.address(f'{name}-dashboard', f'{name}-dashboard')}:8100" for name in PORTS}
+    doors = {name: f"{up.address(f'{name}-door', 'browser')}:8100" for name in PORTS}
+    gateway = f"{up.address('gateway', 'east')}:8443"
+    world = ["1.1.1.1:443", "172.17.0.1:22", f"{up.address('gateway', 'control')}:8443"]
+    everywhere = [*dashboards.values(), *doors.values(), f"{up.address('north', 'north')}:22", gateway, *world]
+    assert up.probe("east", "reach", "dashboard,north,example.org", *everywhere)["open"] == [gateway]
+    found = up.probe("east-dashboard", "reach", "north,gateway,coordinator,example.org", *everywhere)
+    assert found["known"] == []
+    assert set(found["open"]) <= {dashboards["east"]}
+    for place in (dashboards["north"], doors["north"], gateway, *world):
+        host, _, port = place.rpartition(":")
+        up.inside("east-door", "timeout", "4", "bash", "-c", f"</dev/tcp/{host}/{port}", fails=True)
