@@ -107,7 +107,7 @@ class Live(Listener):
     def held(self, site: str, seconds: float) -> None:
         """Say that a person at a site has to decide."""
         sentence = f"waits at {site}: a person there must release what leaves"
-        self._wait_for(f"waits at {site} for a person", sentence)
+        self._wait_for(f"waiting for a person at {site}", f"waiting for a person's decision at {site}")
         self._say(f"{sentence}; waiting {_long(seconds, 'until that is decided')}")
 
     def skipped(self, stop: int, sites: tuple[str, ...], by: str) -> None:
