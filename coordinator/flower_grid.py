@@ -11,11 +11,20 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_to_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import pull_objects, push_objects
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
@@ -83,6 +92,25 @@ class FlowerGrid(HttpGrid):
             if message.metadata.message_type == VISIT:
                 self._visits[name] = _Visit(json.loads(request), remove_content_from_message(message), now, now)
         return names
+
+    def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
+        """As Flower's, but the object that is the message itself goes last.
+
+        A node that has all others from an earlier message would otherwise confirm this one, and so have objects removed
+        that are still on their way.
+        """
+        found, trees = [], []
+        objects: dict[str, InflatableObject] = {}
+        for message in messages:
+            found.append(message_to_proto(remove_content_from_message(message)))
+            objects.update(get_all_nested_objects(message))
+            trees.append(get_object_tree(message))
+        answer = self.client.PushMessages(PushAppMessagesRequest(messages_list=found, message_object_trees=trees))
+        push = make_push_object_fn_protobuf(self.client.PushObject, self.node, run_id, answer.session_id)
+        wanted, last = set(answer.objects_to_push), {tree.object_id for tree in trees}
+        for part in (wanted - last, wanted & last):
+            push_objects(objects, push, object_ids_to_push=part)
+        return list(answer.message_ids)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies to these messages that have arrived; waits for some for a while where the SuperLink does too."""
