@@ -115,4 +115,33 @@ def restore(home: HomeOption = Path(".locum"), database: DatabaseOption = None) 
     typer.echo("What was made since, `locum resume` makes again, to the same bits.")
 
 
-COMMANDS = (skip, runs, show, report, restore)
+def dashboard(
+    home: HomeOption = Path(".locum"),
+    database: DatabaseOption = None,
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any that is free.")] = 8002,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="A name that browsers know this machine by; as often as wanted.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", metavar="FILE", help="A PEM file, for addresses beyond loopback.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The certificate's key.")] = None,
+    no_tls: Annotated[
+        bool, typer.Option("--no-tls", help="Beyond loopback without a certificate: a proxy in front has it.")
+    ] = False,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let in everybody on this machine; on loopback only.")
+    ] = False,
+) -> None:
+    """Show the runs of a home folder in a browser, live while they go on. `locum serve` shows its own."""
+    from coordinator.dashboard.serving import run_overview
+    from pages.serving import Address
+
+    place = home_at(home, database)
+    if not place.folder.is_dir():
+        raise typer.BadParameter(f"{home}: there is no such folder; `locum simulate` makes one.", param_hint="--home")
+    run_overview(place, Address(host, port, certificate, key, no_tls), names=name or (), token=not no_token)
+
+
+COMMANDS = (skip, runs, show, report, restore, dashboard)

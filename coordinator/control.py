@@ -4,37 +4,24 @@ import hmac
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import grpc
-import httpx
 from google.protobuf.timestamp_pb2 import Timestamp
-from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import select
 
-from coordinator import keys, listing
-from coordinator.batch import summary_of
-from coordinator.dispatcher import Dispatcher
+from coordinator import listing
 from coordinator.faults import FAILED, exit_status, told
-from coordinator.home import Home, is_busy
+from coordinator.home import Home
 from coordinator.journal import Journal
 from coordinator.keys import ServerKeys
-from coordinator.link import Link, NodeEntry
-from coordinator.mending import damaged_ends
 from coordinator.record import to_record
-from coordinator.skipping import skip, skip_rehearsal
-from coordinator.store import QueueRow, SiteRow
-from coordinator.submitting import submit
-from coordinator.superlink import NoSuperLink, SuperLinkConfig
-from coordinator.turns import enqueue
-from coordinator.vault import Vault
+from coordinator.service_desk import NotPossible, ServiceDesk
 from protos.locum.v1 import control_pb2 as pb
 from protos.locum.v1 import control_pb2_grpc
-from protos.plan import SiteName
 
 _log = logging.getLogger("locum.coordinator")
 
@@ -44,40 +31,29 @@ SAID_BYTES = 2000  # of an error's details, which travel in a header
 LOOK_SECONDS = 5.0  # between two looks of a watcher that nobody wakes
 
 
-class NotPossible(Exception):
-    """The call does not fit how things are; one sentence."""
-
-
 class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  # generated, without types
     """The calls; each may come from any thread."""
 
-    def __init__(
-        self, home: Home, superlink: SuperLinkConfig, journal: Journal, dispatcher: Dispatcher, stop: threading.Event
-    ) -> None:
-        self._home, self._superlink, self._journal, self._dispatcher = home, superlink, journal, dispatcher
+    def __init__(self, home: Home, desk: ServiceDesk, journal: Journal, stop: threading.Event) -> None:
+        self._home, self._desk, self._journal = home, desk, journal
         self._store = home.store()
         self._stop = stop
-        self._submitting = threading.Lock()
         self._watchers = threading.Semaphore(WATCHERS)
 
     def Submit(self, request: pb.SubmitRequest, context: Any) -> pb.SubmitResponse:
         """Write down a scenario's runs and queue them."""
         with _answering(context):
-            after = self._named(request.after) if request.HasField("after") else None
-            source = request.source if 0 < len(request.source) <= 200 and request.source.isprintable() else "scenario"
-            with self._submitting:
-                runs = submit(request.scenario, source, request.overrides, self._home)
+            after = request.after if request.HasField("after") else None
             not_before = _time(request.not_before) if request.HasField("not_before") else None
-            with self._store.transaction() as session:
-                enqueue(session, runs, not_before=not_before, after=after)
-            self._store.keep_copy()
-            self._dispatcher.wake()
+            runs = self._desk.submit(
+                request.scenario, request.source, request.overrides, not_before=not_before, after=after
+            )
             return pb.SubmitResponse(runs=runs)
 
     def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:
         """All runs, newest first."""
         with _answering(context):
-            rows = listing.listed(self._home)
+            rows = self._desk.listed()
             return pb.ListResponse(
                 runs=[pb.ListedRun(**{**row, "parameters": json.dumps(row["parameters"])}) for row in rows]
             )
@@ -85,8 +61,8 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  #
     def Show(self, request: pb.ShowRequest, context: Any) -> pb.ShowResponse:
         """One run."""
         with _answering(context):
-            run = self._named(request.run)
-            summary, row = summary_of(run, self._home), self._store.run(run)
+            summary = self._desk.summary(self._desk.named(request.run))
+            row = self._store.run(summary.run)
             row.status = summary.status
             return pb.ShowResponse(
                 document=json.dumps(summary.document(), allow_nan=False), record=json.dumps(to_record(row))
@@ -98,7 +74,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  #
             if not self._watchers.acquire(blocking=False):
                 raise NotPossible(f"{WATCHERS} others are watching already; try again later.")
             try:
-                yield from self._events(self._named(request.run), request.after, context)
+                yield from self._events(self._desk.named(request.run), request.after, context)
             finally:
                 self._watchers.release()
 
@@ -107,7 +83,7 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  #
             if self._stop.is_set():
                 context.abort(grpc.StatusCode.UNAVAILABLE, "The coordinator's service is ending.")
             changes = self._journal.changes
-            is_queued = self._queued(run)  # before looking, since the last event is committed with this
+            is_queued = self._desk.queued(run)  # before looking, since the last event is committed with this
             ended = False
             for event in self._journal.after(run, number):
                 number, ended = event.number, event.WhichOneof("what") == "run_ended"
@@ -122,125 +98,44 @@ class ControlService(control_pb2_grpc.ControlServicer):  # type: ignore[misc]  #
     def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:
         """End a run, which may go on later."""
         with _answering(context):
-            run = self._named(request.run)
-            return pb.CancelResponse(run=run, status=self._dispatcher.cancel(run))
+            run, status = self._desk.cancel(request.run)
+            return pb.CancelResponse(run=run, status=status)
 
     def Resume(self, request: pb.ResumeRequest, context: Any) -> pb.ResumeResponse:
-        """Queue a run again; one that is queued, or done and whole, stays as it is."""
+        """Queue a run again; one that is done or queued stays as it is."""
         with _answering(context):
-            run = self._named(request.run)
-            row = self._store.run(run)
-            if row.data is not None:
-                raise NotPossible(f"Run {run} is a simulation's; resume it without --coordinator.")
-            whole = row.status == "done" and not damaged_ends(row, Vault(self._home.folder / "vault"))
-            if not whole and not self._queued(run):
-                if is_busy(self._home, run):
-                    raise NotPossible(f"Run {run} is being carried out by another process; wait for it or stop it.")
-                with self._store.transaction() as session:
-                    enqueue(session, [run], not_before=None, after=None)
-                self._store.keep_copy()
-                self._dispatcher.wake()
-            return pb.ResumeResponse(run=run)
+            return pb.ResumeResponse(run=self._desk.resume(request.run))
 
     def Skip(self, request: pb.SkipRequest, context: Any) -> pb.SkipResponse:
         """Let a run go on without a stop, or a rehearsal."""
         with _answering(context):
-            run = self._named(request.run)
-            if request.HasField("rehearsal_at"):
-                skip_rehearsal(run, request.stop, request.rehearsal_at, self._home, by=request.by, why=request.why)
-            else:
-                skip(run, request.stop, self._home, by=request.by, why=request.why)
-            return pb.SkipResponse(run=run)
+            site = request.rehearsal_at if request.HasField("rehearsal_at") else None
+            return pb.SkipResponse(run=self._desk.skip(request.run, request.stop, site, by=request.by, why=request.why))
 
     def Sites(self, request: pb.SitesRequest, context: Any) -> pb.SitesResponse:
         """The registered sites, by name."""
         with _answering(context):
-            with self._store.transaction() as session:
-                told = {row.name: row for row in session.scalars(select(SiteRow))}
-            nodes = sorted(self._nodes(), key=lambda node: node.name)
-            return pb.SitesResponse(sites=[_site(node, told.get(node.name)) for node in nodes])
+            return pb.SitesResponse(sites=[_site(site) for site in self._desk.sites()])
 
     def AddNode(self, request: pb.AddNodeRequest, context: Any) -> pb.AddNodeResponse:
         """Let the node with a key be a site's."""
         with _answering(context):
-            name = _site_name(request.name)
-            try:
-                key = keys.parse_public_key(request.public_key, f"site {name}")
-            except keys.UnusableKey as error:
-                raise NotPossible(str(error)) from error
-            for node in self._nodes():
-                if (node.name == name) != (keys.parse_public_key(node.public_key, name) == key):
-                    if node.name == name:
-                        raise NotPossible(
-                            f"Site {name} has a node with another key; `locum node remove {name}` puts that out first."
-                        )
-                    raise NotPossible(f"The key is that of site {node.name} already; every node needs one of its own.")
-                if node.name == name:
-                    return pb.AddNodeResponse(known=True)
-            with self._link() as link:
-                if not link.register(name, key):
-                    raise NotPossible(
-                        "The key was put out once and stays so; let the node make a new one, and add that."
-                    )
-            _log.info("Site %s: a node was added.", name)
-            self._dispatcher.wake()
-            return pb.AddNodeResponse(known=False)
+            return pb.AddNodeResponse(known=not self._desk.add_node(request.name, request.public_key))
 
     def RemoveNode(self, request: pb.RemoveNodeRequest, context: Any) -> pb.RemoveNodeResponse:
         """Let a site's node in no more."""
         with _answering(context):
-            found = [node for node in self._nodes() if node.name == request.name]
-            if not found:
-                raise NotPossible(f"There is no node of a site {request.name!r}; `locum sites` lists them.")
-            with self._link() as link:
-                for node in found:
-                    link.remove(node.number)
-            _log.info("Site %s: its node was removed.", request.name)
+            self._desk.remove_node(request.name)
             return pb.RemoveNodeResponse()
 
-    def _named(self, run: str) -> str:
-        if not run:
-            raise NotPossible("The request names no run.")  # every name begins with nothing
-        return listing.full_name(run, self._home)
 
-    def _queued(self, run: str) -> bool:
-        with self._store.transaction() as session:
-            return session.scalar(select(QueueRow.number).where(QueueRow.run_id == run)) is not None
-
-    def _nodes(self) -> list[NodeEntry]:
-        with self._link() as link:
-            return link.nodes()
-
-    @contextmanager
-    def _link(self) -> Iterator[Link]:
-        try:
-            with Link(self._superlink) as link:
-                yield link
-        except httpx.HTTPError as error:
-            raise NoSuperLink("The SuperLink does not answer at the moment; try again in a few seconds.") from error
-
-
-def _site(node: NodeEntry, told: SiteRow | None) -> pb.Site:
-    site = pb.Site(name=node.name, online=node.online)
-    if node.last_seen is not None:
-        site.last_seen.FromDatetime(node.last_seen)
-    if told is not None:
-        site.schema_version = told.schema_version
-        for name in ("software", "torch", "code_sha256"):
-            if (value := getattr(told, name)) is not None:
-                setattr(site, name, value)
-        site.cases.update(told.cases)
-    return site
-
-
-def _site_name(name: str) -> str:
-    try:
-        return TypeAdapter[str](SiteName).validate_python(name)
-    except ValidationError as error:
-        raise NotPossible(
-            f"{name[:64]!r} is no site's name; write 1 to 64 letters, digits, spaces, dots, hyphens and underscores, a "
-            "letter or digit first."
-        ) from error
+def _site(site: Mapping[str, Any]) -> pb.Site:
+    known = {name: site[name] for name in ("software", "torch", "code_sha256", "schema_version")}
+    told = pb.Site(name=site["site"], online=site["online"], **known)
+    if site["last_seen"] is not None:
+        told.last_seen.FromDatetime(datetime.fromisoformat(site["last_seen"]))
+    told.cases.update(site["cases"])
+    return told
 
 
 @contextmanager

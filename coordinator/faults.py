@@ -12,6 +12,8 @@ _STATUSES = {
     # of the control service, and of those who ask it
     **dict.fromkeys(("ConfigError", "NotPossible", "NoCoordinator", "NoTime", "Refused"), USAGE),
     **dict.fromkeys(("ServiceBusy", "ServiceFailed", "Unreachable"), FAILED),
+    # of the overview
+    **dict.fromkeys(("CannotListen", "UnusableSecret", "NoReport"), FAILED),
 }
 _OF_ONE_RUN = {"VisitFailed", "MissingArtifact"}
 

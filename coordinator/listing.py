@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 
 from coordinator.home import Home, is_busy
 from coordinator.store import SETTLED, QueueRow, Run, StopRow, UnknownRun
@@ -10,15 +10,18 @@ from protos.plan import StrategyChoice
 from strategies.registry import STRATEGIES, strategy_class
 
 
-def listed(home: Home) -> list[dict[str, Any]]:
-    """Every run, newest first; a home without a database has none, and gets none."""
+def listed(
+    home: Home, *conditions: ColumnElement[bool], first: int = 0, most: int | None = None
+) -> list[dict[str, Any]]:
+    """The runs that fulfil all conditions, newest first; a home without a database has none, and gets none."""
     if home.is_new():
         return []
     done = select(func.count()).where(StopRow.run_id == Run.id, StopRow.status.in_(SETTLED)).scalar_subquery()
     stops = select(func.count()).where(StopRow.run_id == Run.id).scalar_subquery()
-    with home.store().transaction() as session:
-        waits = select(QueueRow.waits_for).where(QueueRow.run_id == Run.id).scalar_subquery()
-        rows = session.execute(select(Run, done, stops, waits).order_by(Run.created.desc())).all()
+    waits = select(QueueRow.waits_for).where(QueueRow.run_id == Run.id).scalar_subquery()
+    wanted = select(Run, done, stops, waits).where(*conditions).order_by(Run.created.desc()).offset(first).limit(most)
+    with home.store().reading() as session:
+        rows = session.execute(wanted).all()
     return [
         {
             "run": run.id,

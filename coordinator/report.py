@@ -71,7 +71,7 @@ def write_report(
 
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "run.json", (json.dumps(summary.document(), allow_nan=False) + "\n").encode())
-    _write(folder / "scores.csv", _scores(summary))
+    _write(folder / "scores.csv", scores_csv(summary))
     pictures = _pictures(summary)
     for name in ("matrix_dsc", "matrix_asd"):
         _write(folder / f"{name}.png", pictures[name].light)
@@ -161,7 +161,7 @@ def _unfinished(summary: RunSummary) -> list[str]:
     return said
 
 
-def _scores(summary: RunSummary) -> bytes:
+def scores_csv(summary: RunSummary) -> bytes:
     """Tidy CSV: one line per visit, scored site, metric and class. An empty class means all of them together."""
     file = StringIO(newline="")
     out = csv.writer(file)

@@ -11,8 +11,12 @@ from coordinator.home import Home
 from coordinator.keys import ServerKeys, server_keys
 from coordinator.store import sqlite_url
 from coordinator.superlink import SuperLinkConfig
+from pages.serving import Address
+from pages.shield import is_loopback
 from protos import strict_yaml
 from protos.plan import Record
+
+TOKEN_FILE = "dashboard.token"  # noqa: S105 (a file's name)
 
 
 class ConfigError(ValueError):
@@ -31,6 +35,14 @@ class Listening(Record):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class DashboardConfig(Listening):
+    """Where the overview is shown, and who is let in."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] = 8002
+    token: Path | None = None  # what people sign in with; default: dashboard.token in the home folder; made if need be
+    tls: bool | None = None  # with the service's own certificate; default: where others than this machine reach it
+
+
 class ServeConfig(Record):
     """The keys of a coordinator's file. Paths are relative to the file's folder."""
 
@@ -40,6 +52,7 @@ class ServeConfig(Record):
     control: Listening = Listening(port=8001)
     names: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.:-]{1,253}$")], ...] = ()  # of this machine, for others
     token: Path | None = None  # what clients show; default: token in the home folder; made if it is not there
+    dashboard: DashboardConfig | None = DashboardConfig()  # the overview in a browser; null: none
     workers: Annotated[int, Field(ge=1, le=64)] = 2  # runs that are carried out side by side
 
     @classmethod
@@ -57,7 +70,10 @@ class ServeConfig(Record):
             raise ConfigError(f"{path}: {where}: {first['msg']}; see deploy/coordinator.yaml.") from error
         folder = path.absolute().parent
         token = folder / config.token if config.token is not None else None
-        return config.model_copy(update={"home": folder / config.home, "token": token})
+        dashboard = config.dashboard
+        if dashboard is not None and dashboard.token is not None:
+            dashboard = dashboard.model_copy(update={"token": folder / dashboard.token})
+        return config.model_copy(update={"home": folder / config.home, "token": token, "dashboard": dashboard})
 
     @property
     def place(self) -> Home:
@@ -71,8 +87,24 @@ class ServeConfig(Record):
 
     def keys(self) -> ServerKeys:
         """The certificate of both servers, in the home's `keys`, made if need be. Raises keys.UnusableKey."""
-        hosts = {self.superlink.host, self.control.host} - {"0.0.0.0", "::"}  # noqa: S104 (not bound to here)
+        shown = set() if self.dashboard is None else {self.dashboard.host}
+        hosts = {self.superlink.host, self.control.host} | shown
+        hosts -= {"0.0.0.0", "::"}  # noqa: S104 (not bound to here)
         return server_keys(self.home / "keys", sorted({*self.names, *hosts, "localhost", "127.0.0.1"}))
+
+    def dashboard_address(self, keys: ServerKeys) -> Address | None:
+        """Where the overview listens; None where there is none."""
+        shown = self.dashboard
+        if shown is None:
+            return None
+        tls = not is_loopback(shown.host) if shown.tls is None else shown.tls
+        certificate, key = (keys.certificate, keys.key) if tls else (None, None)
+        return Address(shown.host, shown.port, certificate, key, plain=not tls)
+
+    @property
+    def dashboard_token(self) -> Path:
+        """Where the token of the overview lies."""
+        return (self.dashboard and self.dashboard.token) or self.home / TOKEN_FILE
 
     def superlink_config(self, keys: ServerKeys) -> SuperLinkConfig:
         """Flower's SuperLink, with its files in the home's `superlink`."""

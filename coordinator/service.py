@@ -4,7 +4,7 @@ import fcntl
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -13,9 +13,12 @@ from coordinator import keys
 from coordinator.control import ControlService, serving
 from coordinator.dispatcher import Dispatcher
 from coordinator.faults import FAILED, exit_status, told
+from coordinator.home import Home
 from coordinator.journal import Journal
+from coordinator.keys import ServerKeys
 from coordinator.link import Link
 from coordinator.serve_config import ServeConfig
+from coordinator.service_desk import ServiceDesk
 from coordinator.superlink import NoSuperLink, running
 
 _log = logging.getLogger("locum.coordinator")
@@ -30,7 +33,8 @@ class ServiceBusy(Exception):
 def serve(config: ServeConfig, stop: threading.Event) -> None:
     """Serve until `stop` is set; what was queued or carried out then goes on when it is called again.
 
-    Raises ServiceBusy, keys.UnusableKey, coordinator.store.StoreUnusable or OSError.
+    Raises ServiceBusy, keys.UnusableKey, coordinator.store.StoreUnusable, OSError, or what the overview raises that
+    cannot be shown.
     """
     config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(config.home):
@@ -43,7 +47,8 @@ def serve(config: ServeConfig, stop: threading.Event) -> None:
         home = config.place
         journal = Journal(home.store())
         dispatcher = Dispatcher(home, superlink, journal, config.workers)
-        service = ControlService(home, superlink, journal, dispatcher, stop)
+        desk = ServiceDesk(home, superlink, journal, dispatcher)
+        service = ControlService(home, desk, journal, stop)
         try:
             server = serving(service, server_keys, token, config.control.address)
         except RuntimeError as error:
@@ -51,7 +56,9 @@ def serve(config: ServeConfig, stop: threading.Event) -> None:
                 f"control: {config.control.address} cannot be listened at; name another host or port."
             ) from error
         _log.info("The control service listens at %s.", config.control.address)
-        try:
+        with ExitStack() as open_things:
+            open_things.callback(lambda: server.stop(grace=1.0).wait())
+            open_things.enter_context(_shown(config, server_keys, home, desk))
             while not stop.is_set():
                 try:
                     with running(superlink) as process, Link(superlink) as link:
@@ -65,8 +72,26 @@ def serve(config: ServeConfig, stop: threading.Event) -> None:
                         raise
                     _log.warning("%s Trying again in %.0f s.", " ".join(told(error)), RETRY_SECONDS)
                     stop.wait(RETRY_SECONDS)
-        finally:
-            server.stop(grace=1.0).wait()
+
+
+@contextmanager
+def _shown(config: ServeConfig, server_keys: ServerKeys, home: Home, desk: ServiceDesk) -> Iterator[None]:
+    """The overview in a browser while the block lasts, if there is to be one."""
+    address = config.dashboard_address(server_keys)
+    if address is None:
+        yield
+        return
+    from coordinator.dashboard.serving import overview_at
+    from pages.serving import CannotListen
+
+    try:
+        with overview_at(address, home, desk, config.dashboard_token, config.names) as place:
+            _log.info("The overview is at %s/ and wants the token in %s.", place, config.dashboard_token)
+            yield
+    except CannotListen as error:
+        raise ServiceBusy(
+            f"dashboard: {address.host}:{address.port} cannot be listened at; name another host or port."
+        ) from error
 
 
 class _Nodes:

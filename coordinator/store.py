@@ -202,6 +202,13 @@ class Store:
         except (sqlite3.DatabaseError, OSError) as error:
             raise _unusable(self._file, error) from error
 
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session that reads as of one moment; with SQLite it waits for no writer, and no writer for it."""
+        engine = self.engine.execution_options(reading=True)
+        with Session(engine, expire_on_commit=False, autoflush=False) as session, session.begin():
+            yield session
+
     def run(self, run: str) -> Run:
         """A run with its stops and scores loaded; raises UnknownRun."""
         with self.transaction() as session:
@@ -260,7 +267,9 @@ def _engine(url: str) -> Engine:
 
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")  # so that what was read still holds when it is written to
+            reads = connection.get_execution_options().get("reading", False)
+            # immediate, so that what was read still holds when it is written to
+            connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 

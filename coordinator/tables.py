@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from coordinator.charts import Bars, Curves
 from coordinator.metrics import Better, Score
@@ -171,7 +171,7 @@ class Comparison:
         image.write_bytes(png(self._picture()))
         page.write_text("\n".join(self._markdown()), encoding="utf-8")
         with table.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(self._lines())
+            self.write_csv(file)
         document.write_text(json.dumps(self.document(), allow_nan=False) + "\n", encoding="utf-8")
         pictures: dict[Path, Figure] = {}
         if over_visits := [self._over_visits(panel) for panel in self.panels if panel.drawn]:
@@ -183,6 +183,10 @@ class Comparison:
         for path, picture in pictures.items():
             path.write_bytes(png(picture))
         return image, page, table, document, *pictures
+
+    def write_csv(self, file: TextIO) -> None:
+        """Write one line per method, panel and column."""
+        csv.writer(file).writerows(self._lines())
 
     def grid(self, panel: Panel, mark: str = "* {}") -> list[list[str]]:
         """Header and rows as text; the best of a column is put into `mark`."""

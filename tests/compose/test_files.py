@@ -76,7 +76,7 @@ def test_what_an_override_publishes_is_for_this_machine_unless_told() -> None:
         for service in yaml.safe_load(path.read_text())["services"].values():
             published += service.get("ports", [])
     doors = [f"127.0.0.1:{8100 + number}:8100" for number in range(1, 1 + len(HOSPITALS))]
-    assert sorted(published) == sorted(["${LOCUM_LISTEN:-127.0.0.1}:8443:8443", *doors])
+    assert sorted(published) == sorted(["${LOCUM_LISTEN:-127.0.0.1}:8443:8443", "127.0.0.1:8002:8002", *doors])
 
 
 @every_hospital

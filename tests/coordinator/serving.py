@@ -74,6 +74,7 @@ class Served:
     workers: int = 2
     superlink: int = field(default_factory=_free_port)
     control: int = field(default_factory=_free_port)
+    dashboard: int = field(default_factory=_free_port)
     seen: Observation = field(init=False)
     _service: "subprocess.Popen[bytes] | None" = None
     _nodes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
@@ -114,7 +115,7 @@ class Served:
         self.folder.mkdir(exist_ok=True)
         (self.folder / "coordinator.yaml").write_text(
             f"home: home\nsuperlink: {{port: {self.superlink}}}\ncontrol: {{port: {self.control}}}\n"
-            f"workers: {self.workers}\n"
+            f"workers: {self.workers}\ndashboard: {{port: {self.dashboard}}}\n"
         )
         self._service = self.process("service.log", "serve", f"--config={self.folder / 'coordinator.yaml'}")
         wait_for(lambda: self.ask("sites").status == 0)

@@ -1,0 +1,52 @@
+"""Serves the overview: beside a service for as long as that lasts, or over a home folder until it is stopped."""
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from coordinator.dashboard.app import overview_app
+from coordinator.home import Home
+from coordinator.serve_config import TOKEN_FILE
+from coordinator.service_desk import ServiceDesk
+from pages.application import hosts_for
+from pages.credentials import token_at
+from pages.serving import Address, Server
+
+
+@contextmanager
+def overview_at(
+    address: Address, home: Home, desk: ServiceDesk | None, token_file: Path | None, names: Sequence[str] = ()
+) -> Iterator[str]:
+    """The overview at an address while the block lasts; gives the address for browsers.
+
+    `token_file` is made if it is not there; with None nobody needs to sign in. `names` are those of this machine beside
+    the address. Raises pages.serving.CannotListen, pages.credentials.UnusableSecret.
+    """
+    address.check(signs_in=token_file is not None)
+    token = None if token_file is None else token_at(token_file)
+    app = overview_app(home, desk, token, token_file=token_file, hosts=hosts_for(address.host, names))
+    server = Server(app, address)
+    place = server.start()
+    try:
+        yield place
+    finally:
+        server.stop()
+        app.state.overview.summaries.close()
+
+
+def run_overview(home: Home, address: Address, *, names: Sequence[str] = (), token: bool = True) -> None:
+    """Show what is in a home folder until SIGINT or SIGTERM; nothing can be changed there."""
+    stop = threading.Event()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    token_file = home.folder / TOKEN_FILE if token else None
+    with overview_at(address, home, None, token_file, names) as place:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        key = f"the token in {token_file}" if token else "no token (--no-token)"
+        sys.stdout.write(f"The overview of {home.folder} is at {place}/ and wants {key}.\n")
+        sys.stdout.flush()
+        stop.wait()
