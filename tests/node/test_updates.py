@@ -14,6 +14,7 @@ from flwr.app import Message
 from scipy import stats
 
 from node.database import open_database
+from node.decisions import held_handovers, leakage_summary, release
 from node.guard import Exchange
 from node.ledger import Ledger
 from node.privacy import epsilon
@@ -273,3 +274,22 @@ def test_a_broken_key_makes_no_noise(hospital: Hospital) -> None:
         noise_key(hospital.settings.home)
     assert hospital.gradient().error.code == RefusalCode.EXCEPTION
     assert hospital.releases() == []
+
+
+def test_a_held_update_is_counted_when_it_leaves_and_once(hospital: Hospital) -> None:
+    hospital.policy(f"hold: true\n{NOISED}")
+    home = hospital.settings.home
+    assert hospital.gradient().error.code == RefusalCode.HELD
+    assert hospital.releases() == []
+    (held,) = held_handovers(home)
+    summary = leakage_summary(home, held.handover)
+    assert (summary.epsilon_so_far, summary.epsilon) == (None, pytest.approx(epsilon({20.0: 1}, 1e-5)))
+    assert summary.kinds[Kind.WEIGHTS].change is None  # nothing like it came in
+    release(home, held.handover, by="Dr. Roe", why="as agreed")
+    hospital.policy("hold: true\nupdates: {clip: 2.0, noise: 20, delta: 1.0e-5}")
+    assert hospital.gradient().error.code == RefusalCode.POLICY  # it is protected otherwise than is asked by now
+    hospital.policy(f"hold: true\n{NOISED}")
+    first = hospital.gradient()
+    assert first.has_content()
+    assert hospital.gradient().content == first.content
+    assert [found["releases"] for found in hospital.releases()] == [{"20.0": 1}]
