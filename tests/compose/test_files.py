@@ -256,7 +256,7 @@ def test_the_policys_example_is_understood_and_narrows(tmp_path: Path) -> None:
     shutil.copy(DEPLOY / "policy.yaml", tmp_path)
     policy = Policy.of(tmp_path)
     assert policy != Policy()
-    assert policy.model_fields_set == {"kinds", "strategies", "max_bytes", "memory"}
+    assert policy.model_fields_set == {"kinds", "strategies", "max_bytes", "hold", "memory"}
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
