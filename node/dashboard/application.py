@@ -9,6 +9,7 @@ from node.dashboard.crossed import crossed_router
 from node.dashboard.data import data_router
 from node.dashboard.house import PEOPLE_FILE, TOKEN_FILE, House
 from node.dashboard.now import now_router
+from node.dashboard.policy import policy_router
 from node.dashboard.reading import Reader
 from node.dashboard.replay import replay_router
 from node.dashboard.scores import scores_router
@@ -26,7 +27,8 @@ def dashboard_for(reader: Reader, *, token: bool = True, hosts: frozenset[str] =
     home = reader.home
     access = Access(token_at(home / TOKEN_FILE), People(home / PEOPLE_FILE)) if token else Access(None)
     house = House.of(reader, must_sign_in=token)
-    routers = [make(house) for make in (now_router, crossed_router, data_router, scores_router, replay_router)]
+    pages = (now_router, crossed_router, data_router, scores_router, replay_router, policy_router)
+    routers = [make(house) for make in pages]
     app = create_app(
         house.look,
         access,

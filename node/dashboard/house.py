@@ -16,6 +16,7 @@ NAVIGATION = (
     Link("/data", "My data"),
     Link("/scores", "My scores"),
     Link("/replay", "Replay"),
+    Link("/policy", "Policy"),
 )
 TOKEN_FILE, PEOPLE_FILE = "dashboard.token", "dashboard.people.json"
 

@@ -9,12 +9,12 @@ from sqlalchemy import Connection, Engine, QueuePool, Row, Select, create_engine
 
 from node.asked import AskedRun
 from node.database import FILE, open_database
+from node.held import HeldRow, State
 from node.ledger import Entry
 from node.ledger_head import LedgerBroken, open_ledger
+from node.policy_file import FILE as POLICY_FILE
 from node.progress_store import Standing
 from node.settings import SITE_FILE, SiteSettings
-
-POLICY_FILE = "policy.yaml"
 
 
 class NoNode(Exception):
@@ -56,8 +56,11 @@ class Reader:
                 .order_by(Standing.time.desc())
                 .limit(1)
             ).first()
+            waiting = select(func.count(), func.max(HeldRow.since)).where(HeldRow.state == State.WAITING)
+            held = tuple(connection.execute(waiting).one())
         return {
             "ledger": ledger,
+            "held": held,
             "standing": None if standing is None else tuple(standing),
             "policy": _state_of(self.home / POLICY_FILE),
         }

@@ -14,7 +14,14 @@ from tests.browser import visiting
 from tests.conftest import TINY, Desk
 from tests.node.dashboard.houses import Opened, copy_of
 
-PAGES = {"/": "Now", "/crossed": "What crossed", "/data": "My data", "/scores": "My scores", "/replay": "Replay"}
+PAGES = {
+    "/": "Now",
+    "/crossed": "What crossed",
+    "/data": "My data",
+    "/scores": "My scores",
+    "/replay": "Replay",
+    "/policy": "Policy",
+}
 
 
 @pytest.fixture(scope="module")
