@@ -103,4 +103,9 @@ def _work(house: House) -> dict[str, Any]:
 
 def _happened(house: House) -> dict[str, Any]:
     page = entries_page(house.reader, Filter(), None, None, TOLD)
-    return {"happened": happenings(page.rows), "outlook": outlook(house.reader), "site": house.site}
+    return {
+        "happened": happenings(page.rows),
+        "outlook": outlook(house.reader),
+        "site": house.site,
+        "waiting": house.reader.waiting(),
+    }

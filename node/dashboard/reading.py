@@ -65,6 +65,10 @@ class Reader:
             "policy": _state_of(self.home / POLICY_FILE),
         }
 
+    def waiting(self) -> int:
+        """How many handovers wait for a person's decision."""
+        return int(self.scalar(select(func.count()).select_from(HeldRow).where(HeldRow.state == State.WAITING)) or 0)
+
     def settings(self) -> SiteSettings | None:
         """Where the site's data lie: as the newest run found it, or as the node that is served was told."""
         text = self.scalar(select(AskedRun.settings).order_by(AskedRun.first.desc()).limit(1))

@@ -147,6 +147,7 @@ def test_what_waits_is_released_in_somebodys_name_and_leaves_once(node: Node) ->
     page = client.get("/policy").text
     assert held.handover in page
     assert "Release: let it leave" in page
+    assert "1 handover waits here until a named person decides" in client.get("/").text
     shown = client.get("/api/policy").json()["waiting"][0]
     assert (shown["handover"], shown["tensors"], shown["finite"]) == (held.handover, 3, True)
     for fields in ({"what": "burn"}, {"what": "release", "by": ""}, {"what": "release", "handover": "0" * 64}):
