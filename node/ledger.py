@@ -80,7 +80,8 @@ class Crossing:
     audit: Decision | PolicyChange | None = None
 
 
-NOT_PASSED = "verdict IN ('refused', 'failed', 'withheld')"  # in SQL, as the index has it, word for word
+DECIDED_HERE = "direction = 'here'"  # in SQL, as the index has it, word for word
+NOT_PASSED = "verdict IN ('refused', 'failed', 'withheld')"
 
 
 def carries(kind: Kind) -> str:
@@ -120,6 +121,7 @@ class Entry(Base):
     __table_args__ = (
         Index("ledger_of_run", "run", "seq"),
         Index("ledger_answers", "run", "message_type", "direction", "verdict", "stop", "seq"),
+        Index("ledger_decided_here", "seq", sqlite_where=text(DECIDED_HERE)),
         Index("ledger_not_passed", "seq", sqlite_where=text(NOT_PASSED)),
         *(Index(f"ledger_with_{kind}", "seq", sqlite_where=text(carries(kind))) for kind in Kind),
     )

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Row, Select, func, select, text
 
 from node.dashboard.reading import Reader
-from node.ledger import NOT_PASSED, Entry, carries
+from node.ledger import DECIDED_HERE, NOT_PASSED, Entry, carries
 from pages.paging import Page, page_of
 from protos.handover import Kind
 from protos.locum.v1 import handover_pb2
@@ -36,7 +36,7 @@ class Filter:
     def of(self, query: Query) -> Query:
         """`query` narrowed."""
         if self.way is not None:
-            query = query.where(Entry.direction == self.way)
+            query = query.where(text(DECIDED_HERE) if self.way == "here" else Entry.direction == self.way)
         if self.kind is not None:
             query = query.where(text(carries(self.kind)))
         if self.run is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from fastapi import APIRouter
 from pydantic import BaseModel, ByteSize, TypeAdapter, ValidationError
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -17,7 +17,7 @@ from node.audit import Unsigned
 from node.dashboard.entries import EntryShown
 from node.dashboard.house import House
 from node.decisions import LeakageSummary, Undecidable, held_handovers, leakage_summary, release, withhold
-from node.ledger import Direction, Entry, LedgerUnwritable
+from node.ledger import DECIDED_HERE, Entry, LedgerUnwritable
 from node.policy import Policy
 from node.policy_change import PolicyFault, change_policy
 from node.policy_file import PolicyFile
@@ -136,7 +136,7 @@ def policy_router(house: House) -> APIRouter:
 
     def show(request: Request, said: str = "", form: Mapping[str, str] | None = None, status: int = 200) -> Response:
         shown = policy_shown(house)
-        query = select(*Entry.__table__.columns).where(Entry.direction == Direction.HERE)
+        query = select(*Entry.__table__.columns).where(text(DECIDED_HERE))
         decided = house.reader.rows(query.order_by(Entry.seq.desc()).limit(DECISIONS))
         return house.look.render(
             request,

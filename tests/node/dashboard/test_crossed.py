@@ -64,7 +64,7 @@ def test_entries_are_chosen_by_way_kind_run_and_verdict(asked: TestClient) -> No
 
 def test_each_choice_is_read_from_an_index(lived_in: Path) -> None:
     with open_database(lived_in).connect() as connection:
-        for chosen in (Filter(kind=Kind.PROMPTS), Filter(refused=True), Filter(run="r")):
+        for chosen in (Filter("here"), Filter(kind=Kind.PROMPTS), Filter(refused=True), Filter(run="r")):
             query = chosen.of(select(Entry.seq)).order_by(Entry.seq.desc()).limit(50)
             compiled = str(query.compile(compile_kwargs={"literal_binds": True}))
             plan = " ".join(row[-1] for row in connection.execute(text(f"EXPLAIN QUERY PLAN {compiled}")))
