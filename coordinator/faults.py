@@ -20,7 +20,7 @@ _OF_ONE_RUN = {"VisitFailed", "MissingArtifact"}
 
 def exit_status(error: Exception) -> int | None:
     """The exit status of an expected fault; None for a programming error."""
-    if isinstance(error, OSError) or _reason_of_database(error) is not None:
+    if isinstance(error, OSError) or _is_of_the_superlink(error) or _reason_of_database(error) is not None:
         return FAILED
     return _STATUSES.get(type(error).__name__)
 
@@ -38,7 +38,14 @@ def told(error: Exception) -> list[str]:
         return [f"{where}{reason}; free or mend the disk, or name another place with --home."]
     if (said := _reason_of_database(error)) is not None:
         return [f"The database could not be used ({said}); free or mend its disk, or name another with --database."]
+    if _is_of_the_superlink(error):
+        return [f"The SuperLink does not answer as it should ({type(error).__name__}); its log may say why."]
     return str(error).splitlines()
+
+
+def _is_of_the_superlink(error: Exception) -> bool:
+    """Whether a call to it failed; nobody else is called over HTTP."""
+    return any(kind.__module__.partition(".")[0] == "httpx" for kind in type(error).__mro__)
 
 
 def _reason_of_database(error: Exception) -> str | None:

@@ -183,7 +183,8 @@ class _Task:
         status = SubStatus.COMPLETED if kind is None else SubStatus.FAILED
         with suppress(httpx.HTTPError):  # the SuperLink finds out by itself
             self._grid.client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
-        self._heart.stop()
+        with suppress(RuntimeError):  # it has stopped by itself, since the SuperLink took the task for dead
+            self._heart.stop()
         self._grid.close()
 
 

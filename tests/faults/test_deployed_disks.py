@@ -21,7 +21,7 @@ from tests.conftest import Desk, Recorder, outcome
 from tests.faults.damaging import cut, flip, left_with_visits, stops_made
 from tests.faults.disks import Disk, small_disk
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 LONG = ("training.steps=300", "training.checkpoint_every=50")
 
