@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from socket import socket
+from threading import Thread
 
 import grpc
 import pytest
 from cryptography.x509 import load_pem_x509_certificate
+from sqlalchemy import select
 
 from coordinator.deployment import local_deployment, node
 from coordinator.engine import Deployed
@@ -22,6 +24,8 @@ from coordinator.grid import simulated_sites
 from coordinator.keys import ServerKeys, public_key, server_keys
 from coordinator.link import Link
 from coordinator.simulate import carry_out
+from node.database import open_database
+from node.progress_store import Standing
 from tests.conftest import Desk, Recorder, outcome
 from tests.coordinator.serving import ROOT, TINY, Served, assert_as_in_process, two_sites, wait_for
 from tests.faults.clocks import Clock, a_clock
@@ -116,9 +120,21 @@ def test_a_node_whose_clock_jumps_is_waited_for(hours: float, tmp_path: Path) ->
             waited.append((site, seconds))
             clock.jump(0)
 
+    def jump_in_the_visit() -> None:
+        query = select(Standing.step).where(Standing.run == run, Standing.stop == 1)
+
+        def under_way() -> bool:
+            with open_database(east.home).connect() as connection:
+                return connection.execute(query).first() is not None
+
+        wait_for(under_way)
+        clock.jump(hours)
+
+    jumping = Thread(target=jump_in_the_visit)
+
     def jump(event: tuple[object, ...]) -> None:
-        if event[:2] == ("stepped", 1) and not waited and clock.file.read_text() == "0\n":
-            clock.jump(hours)
+        if event[:2] == ("stop began", 1):
+            jumping.start()
 
     with ExitStack() as stack:
         config = stack.enter_context(local_deployment(list(sites.values()), desk.folder / "flower"))
@@ -129,6 +145,7 @@ def test_a_node_whose_clock_jumps_is_waited_for(hours: float, tmp_path: Path) ->
             link.register("east", public_key(east.home / "node.key.pub"))
             wait_for(lambda: any(one.name == "east" and one.online for one in link.nodes()))
         carry_out(run, desk.home, device="cpu", listener=Waiting(on=jump), engine=Deployed(config))
+        jumping.join()
     assert {site for site, _ in waited} == {"east"}
     log = (east.home / "node.log").read_text()
     assert "does not let this node in: its key is not registered" in log
