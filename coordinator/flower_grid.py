@@ -1,18 +1,21 @@
 """Flower's Grid in a deployment: messages through the SuperLink, looked for often while they are young.
 
-Flower's own HttpGrid waits a second, then two, then four for a reply's objects where they are milliseconds away.
+Flower's own HttpGrid waits a second, then two, then four for a reply's objects where they are milliseconds away, gives
+a reply up for lost after some tries, calls a SuperLink that is gone for ever, and ends the process with SIGINT when
+the SuperLink has ended the run.
 """
 
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import httpx
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_to_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
@@ -20,11 +23,15 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     iterate_object_tree,
 )
-from flwr.supercore.inflatable.inflatable_protobuf_utils import (
-    make_pull_object_fn_protobuf,
-    make_push_object_fn_protobuf,
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    pull_objects,
+    push_objects,
 )
-from flwr.supercore.inflatable.inflatable_utils import pull_objects, push_objects
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
@@ -34,16 +41,20 @@ from protos.inflating import inflated
 from protos.messages import PROGRESS, VISIT
 from protos.packing import packed, unpacked
 
-_FIRST_WAIT = 0.01  # for an object that its sender is still handing in
+RETRY_SECONDS = 60.0  # for a call that meets nobody; a SuperLink that died forgets its runs, so no longer
+_FIRST_WAIT, _LONGEST_WAIT = 0.01, 0.1  # for an object that its sender is still handing in
+_LINGER_SECONDS = 1.0  # over a reply of which no more comes, before others are looked after
 HOLD_SECONDS = 2.0  # that the question for replies may be held
-_ASK_SECONDS, _ASK_SHARE = 5.0, 0.05  # how far a visit is: asked so often, and less often the longer it lasts
-_IDLE_ANSWERS = 2  # in a row: one may have crossed the visit's own reply
+_ASK_SECONDS, _ASK_SHARE = 5.0, 0.05  # how far a message is: asked so often, and less often the longer it takes
+_REFUSED_SECONDS = 60.0  # until a site that did not say is asked once more
+_IDLE_ANSWERS = 2  # in a row: one may have crossed the message's own reply
 _ANSWER_SECONDS = 60.0  # after which a question for progress is worth nothing
+_PASSING = frozenset({502, 503, 504})
 
 
 @dataclass
-class _Visit:
-    """A visit under way: what was asked of whom, and the question for its progress that is open.
+class _Asked:
+    """A message that a node is to answer: what was asked, and the question for its progress that is open.
 
     `idle` counts the answers in a row by which the node works on nothing of this run.
     """
@@ -55,19 +66,51 @@ class _Visit:
     question: str | None = None
     idle: int = 0
 
+    def lost(self, reason: str) -> Message:
+        """The reply in place of one that does not come, as the SuperLink would make it of a node that is away."""
+        return Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=self.message)
+
+
+@dataclass
+class _Arriving:
+    """A reply of which the SuperLink has all or some of the objects."""
+
+    identity: str
+    parts: list[str]
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, identity: str, tree: ObjectTree) -> "_Arriving":
+        return cls(identity, [part.object_id for part in iterate_object_tree(tree)])
+
+
+class _Lost(Exception):
+    """The SuperLink gave up on a reply of which not all objects had come."""
+
 
 class FlowerGrid(HttpGrid):
     """The nodes of one of Flower's runs, whose ServerApp's token this process holds.
 
-    While the reply to a visit is waited for, its node is asked now and then how far it is, and `listener` told. A node
-    that is there but has forgotten the visit, since the process that worked on it died, is as good as away: the grid
-    answers for it, as the SuperLink would for a node that stays away.
+    While a reply is waited for, its node is asked now and then how far it is, and `listener` told of visits. A node
+    that is there but has forgotten the message, since the process that worked on it or was handing in the reply died,
+    is as good as away: the grid answers for it, as the SuperLink would for a node that stays away. Calls raise
+    httpx.HTTPError when the SuperLink does not answer for a minute, or has ended the run.
     """
 
     def __init__(self, address: str, authority: bytes, token: str, listener: Listener) -> None:
         super().__init__(address, insecure=False, root_certificates=authority, token=token)
+        self._retry_invoker = RetryInvoker(
+            lambda: exponential(base_delay=0.5, max_delay=5),
+            (httpx.TransportError, httpx.HTTPStatusError),
+            max_tries=None,
+            max_time=RETRY_SECONDS,
+            should_giveup=lambda error: (
+                isinstance(error, httpx.HTTPStatusError) and error.response.status_code not in _PASSING
+            ),
+        )
         self._listener = listener
-        self._visits: dict[str, _Visit] = {}
+        self._asked: dict[str, _Asked] = {}
+        self._arriving: dict[str, _Arriving] = {}
         self._hold = Hold(HOLD_SECONDS)
 
     def _connect(self) -> None:
@@ -80,6 +123,18 @@ class FlowerGrid(HttpGrid):
         """The connection, for what is not a grid's business."""
         return self._runtime_client
 
+    def impatient_client(self) -> RuntimeHttpClient:
+        """A connection of its own, of which every call is tried once."""
+        return RuntimeHttpClient.from_server_address(
+            self._addr,
+            insecure=self._insecure,
+            root_certificates=self._cert,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
+                RuntimeTokenHttpInterceptor(token=self._token),
+            ],
+        )
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand in messages; returns their names."""
         messages = list(messages)
@@ -89,8 +144,8 @@ class FlowerGrid(HttpGrid):
         names = list(super().push_messages(messages))
         now = time.monotonic()
         for message, name, request in zip(messages, names, requests, strict=True):
-            if message.metadata.message_type == VISIT:
-                self._visits[name] = _Visit(json.loads(request), remove_content_from_message(message), now, now)
+            if message.metadata.message_type != PROGRESS:
+                self._asked[name] = _Asked(json.loads(request), remove_content_from_message(message), now, now)
         return names
 
     def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
@@ -122,62 +177,128 @@ class FlowerGrid(HttpGrid):
                 return replies
 
     def _look(self, waited_for: list[str]) -> list[Message]:
+        if replies := self._replies(waited_for):
+            return replies
         questions = {}
         for name in waited_for:
-            if (visit := self._visits.get(name)) is not None and (question := self._question(visit)) is not None:
-                questions[question] = visit
-        found = self.client.PullMessages(PullAppMessagesRequest(message_ids=[*waited_for, *questions]))
-        replies = []
-        for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-            reply = self._inflated(message.metadata.message_id, tree)
-            if (visit := questions.get(message.metadata.reply_to_message_id)) is not None:
-                self._tell(visit, reply)
-            else:
-                self._visits.pop(message.metadata.reply_to_message_id, None)
-                replies.append(reply)
-        for name in waited_for:
-            if (visit := self._visits.get(name)) is not None and visit.idle >= _IDLE_ANSWERS:
-                del self._visits[name]
-                reason = "The node came back without the message."
-                replies.append(Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=visit.message))
-        return replies
+            if (asked := self._asked.get(name)) is not None and (question := self._question(asked)) is not None:
+                questions[question] = asked
+        # a reply is told of once: after that the SuperLink knows of its objects alone
+        if wanted := [name for name in (*waited_for, *questions) if name not in self._arriving]:
+            found = self.client.PullMessages(PullAppMessagesRequest(message_ids=wanted))
+            for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+                arriving = _Arriving.of(message.metadata.message_id, tree)
+                self._arriving[message.metadata.reply_to_message_id] = arriving
+        for question, asked in questions.items():
+            self._tell(asked, question)
+        return self._replies(waited_for)
 
-    def _question(self, visit: _Visit) -> str | None:
-        """The name of the open question for a visit's progress, asked now if it is time."""
+    def _replies(self, waited_for: list[str]) -> list[Message]:
+        return [reply for name in waited_for if (reply := self._reply(name)) is not None]
+
+    def _reply(self, name: str) -> Message | None:
+        """The reply to a message as far as it is known what becomes of it."""
+        asked = self._asked.get(name)
+        try:
+            reply = self._arrived(name)
+        except _Lost:
+            if asked is None:  # a question whether the node is there, and it was until just now
+                return None
+            reply = asked.lost("The node did not hand in all of its reply.")
+        if reply is None and asked is not None and asked.idle >= _IDLE_ANSWERS:
+            reply = asked.lost("The node came back without the message.")
+            self._arriving.pop(name, None)
+        if reply is not None:
+            self._asked.pop(name, None)
+        return reply
+
+    def _question(self, asked: _Asked) -> str | None:
+        """The name of the open question for a message's progress, asked now if it is time."""
         now = time.monotonic()
-        if visit.question is None and now - visit.asked > max(_ASK_SECONDS, _ASK_SHARE * (now - visit.began)):
-            request = ConfigRecord({"json": json.dumps({**visit.request, "args": {}})})
-            to = visit.message.metadata.dst_node_id
+        if asked.question is None and now - asked.asked > max(_ASK_SECONDS, _ASK_SHARE * (now - asked.began)):
+            request = ConfigRecord({"json": json.dumps({**asked.request, "args": {}})})
+            to = asked.message.metadata.dst_node_id
             message = Message(RecordDict({"request": request}), to, PROGRESS, ttl=_ANSWER_SECONDS)
-            (visit.question,) = super().push_messages([message])
-            visit.asked = now
-        return visit.question
+            (asked.question,) = super().push_messages([message])
+            asked.asked = now
+        return asked.question
 
-    def _tell(self, visit: _Visit, reply: Message) -> None:
-        visit.question = None
+    def _tell(self, asked: _Asked, question: str) -> None:
+        """Take in the answer to a question for progress, if it has arrived."""
+        try:
+            reply = self._arrived(question)
+        except _Lost:
+            asked.question = None
+            return
+        if reply is None:
+            return
+        asked.question = None
         if reply.has_error():
-            absent = reply.error.code == ErrorCode.NODE_UNAVAILABLE  # it may come back, and without the visit
-            visit.asked = visit.asked if absent else float("inf")  # its site does not say
+            if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                asked.idle += 1  # what it has not handed in it does not hand in now
+            elif reply.error.code != ErrorCode.MESSAGE_UNAVAILABLE:  # there was time enough to answer
+                asked.asked = time.monotonic() + _REFUSED_SECONDS
             return
         metrics = reply.content.get("metrics")
-        if isinstance(metrics, MetricRecord):
-            visit.idle = visit.idle + 1 if metrics.get("working") == 0 else 0
-        if isinstance(metrics, MetricRecord) and "step" in metrics and "steps" in metrics:
+        if not isinstance(metrics, MetricRecord):
+            return
+        asked.idle = asked.idle + 1 if metrics.get("working") == 0 else 0
+        if asked.message.metadata.message_type == VISIT and "step" in metrics and "steps" in metrics:
             loss = metrics.get("loss")
             step, steps = (int(str(metrics[name])) for name in ("step", "steps"))
-            site, stop = str(visit.request["site"]), int(str(visit.request["stop"]))
+            site, stop = str(asked.request["site"]), int(str(asked.request["stop"]))
             self._listener.stepped(stop, site, step, steps, loss if isinstance(loss, float) else None)
 
-    def _inflated(self, identity: str, tree: ObjectTree) -> Message:
-        pull = make_pull_object_fn_protobuf(self.client.PullObject, self.node, self.run.run_id)
-        parts = [part.object_id for part in iterate_object_tree(tree)]
-        contents = pull_objects(parts, pull, initial_backoff=_FIRST_WAIT)
-        confirm = ConfirmMessageReceivedRequest(node=self.node, run_id=self.run.run_id, message_object_id=identity)
+    def _arrived(self, name: str) -> Message | None:
+        """The reply to a message if all of it is there; raises _Lost when the rest will not come."""
+        arriving = self._arriving.get(name)
+        if arriving is None:
+            return None
+        try:
+            if not self._fetch(arriving):
+                return None
+        except _Lost:
+            del self._arriving[name]
+            raise
+        del self._arriving[name]
+        confirm = ConfirmMessageReceivedRequest(
+            node=self.node, run_id=self.run.run_id, message_object_id=arriving.identity
+        )
         self.client.ConfirmMessageReceived(confirm)
-        message = inflated(identity, contents)
+        message = inflated(arriving.identity, arriving.contents)
         if not isinstance(message, Message):
             raise TypeError(f"A node sent a {type(message).__name__} for a message.")
-        message.metadata.__dict__["_message_id"] = identity
+        message.metadata.__dict__["_message_id"] = arriving.identity
         if message.has_content():
             message.content = unpacked(message.content)
         return message
+
+    def _fetch(self, arriving: _Arriving) -> bool:
+        """Fetch what there is of a reply, for as long as more of it keeps coming; whether that was all of it."""
+        while True:
+            before = len(arriving.contents)
+            try:
+                pull_objects(
+                    arriving.parts,
+                    lambda part: self._pull(arriving, part),
+                    max_time=_LINGER_SECONDS,
+                    max_tries_per_object=None,
+                    initial_backoff=_FIRST_WAIT,
+                    backoff_cap=_LONGEST_WAIT,
+                )
+            except ObjectPullError:
+                if len(arriving.contents) == before:
+                    return False
+            else:
+                return True
+
+    def _pull(self, arriving: _Arriving, part: str) -> bytes:
+        if part not in arriving.contents:
+            request = PullObjectRequest(node=self.node, run_id=self.run.run_id, object_id=part)
+            answer = self.client.PullObject(request)
+            if not answer.object_found:
+                raise _Lost
+            if not answer.object_available:
+                raise ObjectUnavailableError(part)
+            arriving.contents[part] = answer.object_content
+        return arriving.contents[part]

@@ -28,11 +28,16 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
     UnregisterNodeRequest,
 )
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
+)
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
@@ -117,17 +122,24 @@ class Link:
     def run(self, listener: Listener) -> Iterator[FlowerGrid]:
         """A run of Flower's while the block lasts, and the grid that reaches the nodes in it.
 
-        What happens at the nodes meanwhile is told to `listener`.
+        What happens at the nodes meanwhile is told to `listener`. When the SuperLink dies or ends the run, the block
+        ends with NoSuperLink at its next call.
         """
         fab = fab_to_proto(Fab("", _bundle(), {}))
-        with _one_at_a_time(self._config.folder):  # or another process could take this run's task
-            number = self._client.StartRun(StartRunRequest(fab=fab)).run_id
-            token = self._acquire(number)
         try:
-            with _Task(FlowerGrid(self._config.address, self._authority, token, listener)) as grid:
-                yield grid
-        finally:
-            self._end(number)
+            with _one_at_a_time(self._config.folder):  # or another process could take this run's task
+                number = self._client.StartRun(StartRunRequest(fab=fab)).run_id
+                token = self._acquire(number)
+            try:
+                with _Task(FlowerGrid(self._config.address, self._authority, token, listener)) as grid:
+                    yield grid
+            finally:
+                self._end(number)
+        except httpx.HTTPError as error:
+            raise NoSuperLink(
+                f"The SuperLink does not answer any more, or no longer carries out the run; {self._config.log} may say "
+                "why."
+            ) from error
 
     def _acquire(self, number: int) -> str:
         """The token of the run's ServerApp task; tasks of runs that nobody conducts any more are passed over."""
@@ -170,10 +182,10 @@ class _Task:
         self._grid = grid
 
     def __enter__(self) -> FlowerGrid:
-        client = self._grid.client
-        self._heart = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        self._client = self._grid.impatient_client()
+        self._heart = HeartbeatSender(self._beat)
         self._heart.start()
-        found = client.PullTaskInput(PullTaskInputRequest())
+        found = self._grid.client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id = found.task_id, found.run.run_id
         TaskIdentity.node_id = found.context.node_id
         self._grid.set_run(run_from_proto(found.run))
@@ -182,10 +194,19 @@ class _Task:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         status = SubStatus.COMPLETED if kind is None else SubStatus.FAILED
         with suppress(httpx.HTTPError):  # the SuperLink finds out by itself
-            self._grid.client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
-        with suppress(RuntimeError):  # it has stopped by itself, since the SuperLink took the task for dead
-            self._heart.stop()
+            self._client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
+        self._heart.stop()
+        self._client.close()
         self._grid.close()
+
+    def _beat(self) -> bool:
+        """Show the SuperLink that this process lives; False if it did not hear. What it answers, the grid hears too."""
+        try:
+            with suppress(httpx.HTTPStatusError):
+                self._client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        except httpx.TransportError:
+            return False
+        return True
 
 
 def _bundle() -> bytes:

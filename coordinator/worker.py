@@ -20,8 +20,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO
 
-import httpx
-
 from coordinator.events import Listener
 from coordinator.faults import exit_status, told
 from coordinator.telling import Teller
@@ -145,7 +143,7 @@ def main() -> None:
 
 def _is_passing(error: Exception) -> bool:
     """Whether it is no fault of the run, but of the SuperLink or of a process that is about to end."""
-    return isinstance(error, httpx.HTTPError) or type(error).__name__ in ("NoSuperLink", "RunBusy")
+    return type(error).__name__ in ("NoSuperLink", "RunBusy")
 
 
 def _listen(orders: "SimpleQueue[dict[str, Any]]") -> None:

@@ -70,7 +70,8 @@ class Worker:
 
     def stop(self) -> None:
         """End the process, which loses nothing, and wait for it."""
-        self._pipe(self._process.stdin).close()
+        with suppress(BrokenPipeError):  # what it did not read any more
+            self._pipe(self._process.stdin).close()
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -91,7 +92,8 @@ class Worker:
 
     def _read(self) -> None:
         for line in self._pipe(self._process.stdout):
-            self._hear(self, json.loads(line))
+            with suppress(ValueError):  # half a line: its process was killed over it
+                self._hear(self, json.loads(line))
         self._readers[0].join()  # its last words come before its end
         self._hear(self, None)
 

@@ -9,7 +9,9 @@ stays at the node, ready to leave, until a person releases it (node/waiting.py).
 import builtins
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -114,6 +116,30 @@ def report_failure(message: Message, context: Context, failure: Refusal) -> Mess
         return _coded(message, _refusal_for(error))
 
 
+def give_again(message: Message, context: Context, content: RecordDict, declare: Declare) -> Message:
+    """Answer a visit as it was answered before; `content` is that reply's, which was let out or about to be.
+
+    It is checked once more. In the ledger it stands once: had the process died before it was written down, it is now.
+    """
+    try:
+        return _Passage(message, context).again(content, declare)
+    except BaseException as error:
+        return _coded(message, _refusal_for(error))
+
+
+@contextmanager
+def keeping(keep: Callable[[Message], None] | None) -> Iterator[None]:
+    """Inside the block a reply that is let out is given to `keep` just before the ledger says that it left."""
+    token = _keep.set(keep)
+    try:
+        yield
+    finally:
+        _keep.reset(token)
+
+
+_keep: ContextVar[Callable[[Message], None] | None] = ContextVar("keep", default=None)
+
+
 class _Raised(Refusal):
     """The work behind the guard raised an exception."""
 
@@ -124,6 +150,13 @@ class _Raised(Refusal):
     @property
     def reason(self) -> str:
         return self._name
+
+
+Also = Callable[[Connection], None]  # what is written together with an entry
+
+
+def _nothing(connection: Connection) -> None:
+    """Write no more than the entry."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +194,10 @@ class _Passage:
             records = None if admitted.waiting is None else admitted.waiting.released
             if records is None:
                 records = _content(_work(call_next, admitted.message, context))
-            return self._release(records, admitted)
+            reply, also = self._release(records, admitted)
+            _kept(reply)
+            self._record(self._entry, also)
+            return reply
         except KeyboardInterrupt:
             raise
         except NowHeld:
@@ -169,19 +205,43 @@ class _Passage:
         except BaseException as error:
             return self._turn_back(_refusal_for(error))
 
+    def again(self, content: RecordDict, declare: Declare) -> Message:
+        """The reply with this content; neither it nor the request is written into the ledger a second time."""
+        request = self._requested(Direction.OUT)
+        try:
+            exchange = declare(self._message.metadata.message_type, request)
+            assert exchange.arrives is not None  # a visit brings a handover
+            arrived, _ = arrived_handover(self._message.content, request, exchange.arrives)
+            waiting = Waiting(HeldHandovers(self._settings.home, self._ledger), request, arrived)
+            updates = self._narrowed(request, exchange.leaves)
+            admitted = _Admitted(self._message, request, exchange.leaves, updates, waiting)
+            reply, also = self._release(plain_copy(content), admitted)
+            if not self._ledger.holds(self._entry):
+                self._record(self._entry, also)
+        except NowHeld:
+            return _coded(self._message, Refusal(RefusalCode.HELD))
+        except BaseException as error:
+            return self._turn_back(_refusal_for(error))
+        return reply
+
     def given_up(self, failure: Refusal) -> Message:
         """The coded reply in place of one that never came; the request itself stands in the ledger already."""
+        self._requested(Direction.OUT)
+        return self._turn_back(failure)
+
+    def _requested(self, direction: Direction) -> Request:
+        """The message's request, which the entry is about from here on."""
         request = parse_request(self._message.content)
         self._entry = replace(
             self._entry,
-            direction=Direction.OUT,
+            direction=direction,
             run=request.run,
             stop=request.stop,
             round=request.round,
             action=request.action,
             strategy=request.plan.strategy.name,
         )
-        return self._turn_back(failure)
+        return request
 
     def _admit(self, declare: Declare) -> _Admitted:
         metadata = self._message.metadata
@@ -190,15 +250,7 @@ class _Passage:
         if not self._message.has_content():
             raise Refusal(RefusalCode.LAYOUT, "The message has no content.")
         records = self._message.content
-        request = parse_request(records)
-        self._entry = replace(
-            self._entry,
-            run=request.run,
-            stop=request.stop,
-            round=request.round,
-            action=request.action,
-            strategy=request.plan.strategy.name,
-        )
+        request = self._requested(Direction.IN)
         if request.site != self._settings.name:
             raise Refusal(RefusalCode.OTHER_SITE, f"The request is meant for {request.site!r}.")
         exchange = declare(metadata.message_type, request)
@@ -217,8 +269,8 @@ class _Passage:
         message = Message(content=records, metadata=copy(metadata))  # type: ignore[call-overload]
         return _Admitted(message, request, exchange.leaves, updates, waiting)
 
-    def _release(self, records: RecordDict, admitted: _Admitted) -> Message:
-        """Check everything, write the ledger, and make the message that leaves."""
+    def _release(self, records: RecordDict, admitted: _Admitted) -> tuple[Message, Also]:
+        """Check everything and make the message that may leave once its entry, and what goes with that, is written."""
         request, allowed = admitted.request, admitted.leaves
         if self._narrowed(request, allowed) != admitted.updates:  # once more: a policy may have been narrowed meanwhile
             raise Refusal(RefusalCode.POLICY, "The policy's updates were changed while the work was under way.")
@@ -237,14 +289,12 @@ class _Passage:
                 raise Refusal(RefusalCode.MANIFEST, "The manifest is not that of the tensors.")
             self._load(handover, cast(bytes, manifest["manifest"]))
         self._entry = replace(self._entry, metrics=metrics, updates=admitted.updates)
-        if handover is None or admitted.waiting is None:
-            self._record(self._entry)
-        else:
+        also = _nothing
+        if handover is not None and admitted.waiting is not None:
             assert self._entry.manifest is not None  # just loaded
             leaving = Leaving(handover, self._entry.manifest, metrics, admitted.updates)
             self._entry, also = admitted.waiting.decide(leaving, self._policy().holds(allowed.handover), self._entry)
-            self._record(self._entry, also)
-        return Message(checked, reply_to=self._message)
+        return Message(checked, reply_to=self._message), also
 
     def _narrowed(self, request: Request, declared: Declaration) -> Updates | None:
         """Hold what is declared against the policy as it is now; how it has updates protected, if there are any."""
@@ -281,7 +331,7 @@ class _Passage:
             refusal = unwritable
         return _coded(self._message, refusal)
 
-    def _record(self, entry: Crossing, also: Callable[[Connection], None] = lambda connection: None) -> None:
+    def _record(self, entry: Crossing, also: Also = _nothing) -> None:
         try:
             self._ledger.record(entry, also=also)
         except LedgerUnwritable as error:
@@ -328,6 +378,18 @@ def _content(reply: object) -> RecordDict:
     if not reply.has_content():
         raise Refusal(RefusalCode.REPLY, "The work returned an empty message.")
     return plain_copy(reply.content)
+
+
+def _kept(reply: Message) -> None:
+    """Have a reply that may leave kept, if that is wanted, before the ledger says that it did."""
+    if (keep := _keep.get()) is None:
+        return
+    try:
+        keep(reply)
+    except OSError as error:
+        _log.exception("A reply does not leave, since it cannot be kept.")
+        code = RefusalCode.DISK_FULL if is_full_disk(error) else RefusalCode.LEDGER
+        raise Refusal(code, "The reply could not be kept on the node's disk.") from error
 
 
 def _refusal_for(error: BaseException) -> Refusal:

@@ -214,6 +214,18 @@ class Ledger:
         with self._reader.connect() as connection:
             return connection.execute(select(Entry.site).order_by(Entry.seq.desc()).limit(1)).scalar() or ""
 
+    def holds(self, crossing: Crossing) -> bool:
+        """Whether there is an entry of just this crossing: the same way, run, stop and round, and the same content."""
+        same = {name: getattr(crossing, name) for name in ("message_type", "run", "stop", "round", "action")}
+        query = select(Entry.manifest).where(
+            Entry.direction == str(crossing.direction),
+            Entry.verdict == str(crossing.verdict),
+            *(getattr(Entry, name) == value for name, value in same.items()),
+        )
+        with self._reader.connect() as connection:
+            found = connection.execute(query).scalars().all()
+        return crossing.manifest in [None if manifest is None else zlib.decompress(manifest) for manifest in found]
+
     def last_release(self) -> Release | None:
         """The newest protected update that left, with what all so far come to; None if there was none."""
         with self._reader.connect() as connection:

@@ -1,4 +1,4 @@
-"""Replies to visits that were let out, kept for a while: a coordinator that lost one and asks again gets the same.
+"""Replies to visits, kept for a while from just before they are let out: who asks again gets the same.
 
 So a visit is made once, and stands once in the ledger as having left, whatever dies between the node's work and the
 coordinator's commit. What the question was is told by the SHA-256 of its content; a reply is not given again once the
@@ -30,6 +30,11 @@ class Replies:
 
     def __init__(self, folder: Path, home: Path) -> None:
         self._folder, self._policy = folder, home / FILE
+
+    @classmethod
+    def of(cls, home: Path) -> "Replies":
+        """Those of the node whose folder this is."""
+        return cls(home / "replies", home)
 
     def prepare(self) -> None:
         """Make the folder and clear what a process that died left half written; nobody may be writing now."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from node.files import replace_file
-from node.fleet import Arrived, Ended, Fleet, NotAdmitted, Unreachable, names_in, refusal
+from node.fleet import Arrived, Ended, Fleet, NotAdmitted, Unreachable, refusal
 from node.keys import make_key, read_key
 from node.listening import Listening
 from node.objects import Damaged, Objects
@@ -27,7 +27,7 @@ from node.replies import Replies
 from node.service_config import ConfigError, ServiceConfig
 from node.settings import SITE_FILE
 from node.workers import Answer, Workers
-from protos.messages import PROGRESS, VISIT
+from protos.messages import PROGRESS
 from protos.refusals import RefusalCode
 from protos.software import installed
 
@@ -49,7 +49,7 @@ class _Store:
 
     @classmethod
     def of(cls, config: ServiceConfig) -> "_Store":
-        return cls(Objects(config.home / "objects", config.keep), Replies(config.home / "replies", config.home))
+        return cls(Objects(config.home / "objects", config.keep), Replies.of(config.home))
 
     def prepare(self) -> None:
         self.objects.prepare()
@@ -180,20 +180,11 @@ class _Service:
     def _answer(self, arrived: Arrived, bundle: bytes, at_work: bool) -> None:
         """Have a forked process answer a message, and hand in its answer."""
         try:
-            kept = self._replies.find(arrived.question) if arrived.kind == VISIT else None
             began = time.monotonic()
-            answer = self._workers.answer(
-                arrived,
-                bundle,
-                lambda: self._goes_on(arrived.run),
-                at_work=at_work,
-                given=kept.tree if kept is not None and all(map(self._objects.holds, kept.parts)) else "",
-            )
+            answer = self._workers.answer(arrived, bundle, lambda: self._goes_on(arrived.run), at_work=at_work)
             if answer is None:
                 _log.info("The run ended at the coordinator, and with it the work on its %s.", arrived.kind)
                 return
-            if arrived.kind == VISIT and not answer.failed:
-                self._replies.keep(arrived.question, answer.tree, names_in(answer.tree))
             done = time.monotonic()
             self._persistently(lambda: self._hand_in(arrived.run, answer))
             handed = time.monotonic()
@@ -210,7 +201,7 @@ class _Service:
         """Answer a message that the disk has no room for; there is none for an entry in the ledger either."""
         try:
             reply, tree, loose = refusal(arrived, RefusalCode.DISK_FULL)
-            self._persistently(lambda: self._hand_in(arrived.run, Answer(reply, tree, 0.0, True, loose)))
+            self._persistently(lambda: self._hand_in(arrived.run, Answer(reply, tree, 0.0, loose)))
         except Ended:
             _log.info("The run ended at the coordinator before the refusal of its %s arrived.", arrived.kind)
         except Exception:

@@ -32,10 +32,12 @@ from flwr.app import Context, Message, RecordDict
 from node import bundle, progress_store
 from node.app import app
 from node.data import layouts  # noqa: F401
-from node.fleet import assemble, take_apart
+from node.declarations import declare
+from node.fleet import assemble, names_in, take_apart
 from node.frames import receive_frame, send_frame
-from node.guard import report_failure
+from node.guard import give_again, keeping, report_failure
 from node.objects import Loose, Objects
+from node.replies import Replies
 from node.settings import SiteSettings
 from protos.refusals import Refusal, RefusalCode
 from protos.software import installed
@@ -91,7 +93,6 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
     objects = Objects(Path(order["objects"]), 0)
     settings = _on_a_device(SiteSettings.model_validate_json(order["site"]))
     began = time.monotonic()
-    given = assemble(bytes.fromhex(order["given"]), objects).content if order["given"] else None
     message = assemble(base64.b64decode(order["tree"]), objects)
     context = Context(
         run_id=message.metadata.run_id,
@@ -100,22 +101,30 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
         state=RecordDict(),
         run_config={},
     )
-    if order["died"]:
+    replies, question = Replies.of(settings.home), order["question"]
+    given = _given(replies, question, objects)
+    taken: list[tuple[bytes, bytes]] = []
+
+    def keep(reply: Message) -> None:
+        content, tree = take_apart(reply, objects)
+        replies.keep(question, tree, names_in(tree))
+        taken.append((content, tree))
+
+    if given is not None:
+        reply = give_again(message, context, given, declare)
+    elif order["died"]:
         reply = report_failure(message, context, Refusal(RefusalCode.DIED, order["died"]))
-    elif given is not None:
-        reply = Message(given, reply_to=message)
     else:
         carried = bundle.brought(base64.b64decode(order["bundle"]))
-        with carried, progress_store.at_work(order["at_work"]):
+        kept = keeping(keep if question else None)
+        with carried, kept, progress_store.at_work(order["at_work"]):
             reply = app(message, context)
-    failed = reply.has_error()
     del message
-    content, tree, loose = _handed_over(reply, objects)
+    content, tree, loose = (*taken[0], {}) if taken and not reply.has_error() else _handed_over(reply, objects)
     return {
         "reply": base64.b64encode(content).decode(),
         "tree": base64.b64encode(tree).decode(),
         "seconds": time.monotonic() - began,
-        "failed": failed,
         "loose": {identity: base64.b64encode(content).decode() for identity, content in loose.items()},
     }
 
@@ -129,6 +138,14 @@ def _handed_over(reply: Message, objects: Objects) -> tuple[bytes, bytes, dict[s
             raise
         loose = Loose()
         return *take_apart(reply, loose), loose.contents
+
+
+def _given(replies: Replies, question: str, objects: Objects) -> RecordDict | None:
+    """The content of the reply that was kept to the same question, if all of it is still here."""
+    kept = replies.find(question) if question else None
+    if kept is None or not all(map(objects.holds, kept.parts)):
+        return None
+    return assemble(bytes.fromhex(kept.tree), objects).content
 
 
 def _on_a_device(settings: SiteSettings) -> SiteSettings:

@@ -17,6 +17,7 @@ from node.fleet import Arrived
 from node.frames import receive_frame, send_frame
 from node.objects import Objects
 from node.service_config import ServiceConfig
+from protos.messages import VISIT
 
 _log = logging.getLogger("locum.node.workers")
 
@@ -31,7 +32,6 @@ class Answer:
     reply: bytes
     tree: bytes
     seconds: float
-    failed: bool  # an error, be it a refusal or a fault
     loose: Mapping[str, bytes] = field(default_factory=dict)  # objects that are not on the disk
 
 
@@ -47,19 +47,16 @@ class Workers:
         self._used = time.monotonic()
         self._stops = 0
 
-    def answer(
-        self, arrived: Arrived, bundle: bytes, goes_on: Callable[[], bool], *, at_work: bool, given: str = ""
-    ) -> Answer | None:
+    def answer(self, arrived: Arrived, bundle: bytes, goes_on: Callable[[], bool], *, at_work: bool) -> Answer | None:
         """Have a process of its own answer a message whose objects are here; None if its run or this object was ended.
 
         `goes_on` is asked now and then. A process that is killed is answered for by another, which says so; if that is
-        killed too, OSError is raised. `at_work`
-        is what a question for progress is told besides: whether the node works on something of the run. With the tree
-        of a reply that was `given` before, that is given again and nothing is done.
+        killed too, OSError is raised. `at_work` is what a question for progress is told besides: whether the node works
+        on something of the run. The reply to a visit is kept, and given again when the same is asked again.
         """
         order = {
             "at_work": at_work,
-            "given": given,
+            "question": arrived.question if arrived.kind == VISIT else "",
             "tree": base64.b64encode(arrived.tree.SerializeToString()).decode(),
             "bundle": base64.b64encode(bundle).decode(),
             "objects": str(self._objects.folder),
@@ -73,7 +70,7 @@ class Workers:
             if found is not None:
                 reply, tree = base64.b64decode(found["reply"]), base64.b64decode(found["tree"])
                 loose = {identity: base64.b64decode(content) for identity, content in found["loose"].items()}
-                return Answer(reply, tree, found["seconds"], found["failed"], loose)
+                return Answer(reply, tree, found["seconds"], loose)
             _log.error("%s", _KILLED)
             self._settle()
         raise OSError("The processes that do the node's work are killed as soon as they begin; see the system's log.")
@@ -101,8 +98,10 @@ class Workers:
 
     def _ask(self, order: dict[str, Any], goes_on: Callable[[], bool]) -> tuple[bool, dict[str, Any] | None]:
         """Whether the run ended, and otherwise what the forked process answered; None if it was killed."""
-        job = self._fork()
+        job, theirs = socket.socketpair()
         try:
+            with theirs:
+                self._fork(job, theirs)
             send_frame(job, order)
             job.settimeout(LOOK_SECONDS)
             while True:
@@ -128,16 +127,13 @@ class Workers:
             if self._process is not None:
                 self._process.wait(timeout=1.0)
 
-    def _fork(self) -> socket.socket:
-        job, theirs = socket.socketpair()
+    def _fork(self, job: socket.socket, theirs: socket.socket) -> None:
         with self._lock:
             self._jobs.add(job)
             if self._process is None or self._process.poll() is not None:
                 self._start()
             assert self._orders is not None
             socket.send_fds(self._orders, [b"f"], [theirs.fileno()])
-        theirs.close()
-        return job
 
     def _start(self) -> None:
         self._end()
