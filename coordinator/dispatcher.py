@@ -43,10 +43,10 @@ class Dispatcher:
         self._deaths: Counter[str] = Counter()
         self._rests: dict[str, float] = {}  # run -> when it may be taken up anew, by the monotonic clock
 
-    def carry_on(self, nodes: Callable[[], Mapping[str, bool]], until: Callable[[], bool]) -> None:
+    def carry_on(self, nodes: Callable[[], Mapping[str, bool]], until: Callable[[], bool]) -> list[str]:
         """Carry out what is queued until told otherwise; then all processes end, and their runs wait for their turn.
 
-        `nodes` says of every site with a registered node whether that is online.
+        `nodes` says of every site with a registered node whether that is online. Returns the runs that wait again.
         """
         put_back(self._store)
         try:
@@ -60,8 +60,9 @@ class Dispatcher:
                         self._begin(nodes)
         finally:
             with self._lock:
-                self._end_all()
+                ended = self._end_all()
             put_back(self._store)
+        return ended
 
     def wake(self) -> None:
         """Have a look at the queue at once."""
@@ -187,7 +188,9 @@ class Dispatcher:
             self._journal.write(run, "said", {"sentence": sentence})
             _log.info("%s", sentence)
 
-    def _end_all(self) -> None:
+    def _end_all(self) -> list[str]:
+        """End all processes; returns the runs that they carried out."""
+        ended = list(self._carried)
         workers = [worker for worker, _ in self._carried.values()]
         self._carried.clear()
         enders = [threading.Thread(target=worker.end) for worker in workers]
@@ -195,3 +198,4 @@ class Dispatcher:
             ender.start()
         for ender in enders:
             ender.join()
+        return ended

@@ -41,7 +41,7 @@ from protos.inflating import inflated
 from protos.messages import PROGRESS, VISIT
 from protos.packing import packed, unpacked
 
-RETRY_SECONDS = 60.0  # for a call that meets nobody; a SuperLink that died forgets its runs, so no longer
+RETRY_SECONDS = 60.0  # for a call that the SuperLink does not answer
 _FIRST_WAIT, _LONGEST_WAIT = 0.01, 0.1  # for an object that its sender is still handing in
 _LINGER_SECONDS = 1.0  # over a reply of which no more comes, before others are looked after
 HOLD_SECONDS = 2.0  # that the question for replies may be held
@@ -84,6 +84,13 @@ class _Arriving:
         return cls(identity, [part.object_id for part in iterate_object_tree(tree)])
 
 
+def _is_final(error: Exception) -> bool:
+    """Whether there is no use in calling again: the SuperLink refused, or is gone, and with it the run."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code not in _PASSING
+    return isinstance(error, httpx.ConnectError)
+
+
 class _Lost(Exception):
     """The SuperLink gave up on a reply of which not all objects had come."""
 
@@ -94,7 +101,7 @@ class FlowerGrid(HttpGrid):
     While a reply is waited for, its node is asked now and then how far it is, and `listener` told of visits. A node
     that is there but has forgotten the message, since the process that worked on it or was handing in the reply died,
     is as good as away: the grid answers for it, as the SuperLink would for a node that stays away. Calls raise
-    httpx.HTTPError when the SuperLink does not answer for a minute, or has ended the run.
+    httpx.HTTPError when the SuperLink does not answer for a minute, is gone, or has ended the run.
     """
 
     def __init__(self, address: str, authority: bytes, token: str, listener: Listener) -> None:
@@ -104,9 +111,7 @@ class FlowerGrid(HttpGrid):
             (httpx.TransportError, httpx.HTTPStatusError),
             max_tries=None,
             max_time=RETRY_SECONDS,
-            should_giveup=lambda error: (
-                isinstance(error, httpx.HTTPStatusError) and error.response.status_code not in _PASSING
-            ),
+            should_giveup=_is_final,
         )
         self._listener = listener
         self._asked: dict[str, _Asked] = {}

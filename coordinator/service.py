@@ -64,8 +64,11 @@ def serve(config: ServeConfig, stop: threading.Event) -> None:
                     with running(superlink) as process, Link(superlink) as link:
                         link.end_all()
                         _log.info("The SuperLink listens at %s.", config.superlink.address)
-                        dispatcher.carry_on(_Nodes(link), lambda: stop.is_set() or process.poll() is not None)
+                        ended = dispatcher.carry_on(_Nodes(link), lambda: stop.is_set() or process.poll() is not None)
                     if not stop.is_set():
+                        for run in ended:
+                            sentence = f"The SuperLink ended; run {run} goes on when it is there again."
+                            journal.write(run, "said", {"sentence": sentence})
                         _log.warning("The SuperLink ended; it is started again. %s may say why.", superlink.log)
                 except Exception as error:
                     if exit_status(error) != FAILED and not isinstance(error, httpx.HTTPError):

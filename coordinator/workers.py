@@ -56,10 +56,7 @@ class Worker:
 
     def how_it_ended(self) -> str:
         """How the process ended, in words."""
-        status = self._process.wait()
-        if status >= 0:
-            return f"with status {status}"
-        return f"by {signal.Signals(-status).name}"
+        return how_it_ended(self._process.wait())
 
     def end(self) -> None:
         """Have the process end its run at the SuperLink as well, so that no node works on for nobody; then `stop`."""
@@ -105,6 +102,11 @@ class Worker:
     def _pipe(pipe: IO[str] | None) -> IO[str]:
         assert pipe is not None
         return pipe
+
+
+def how_it_ended(status: int) -> str:
+    """The exit status of a process, or minus its signal, in words."""
+    return f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
 
 
 def carry_out_at_once(runs: Sequence[str], home: Home, device: str, workers: int, overview: Overview) -> list[str]:

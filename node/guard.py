@@ -289,7 +289,7 @@ class _Passage:
                 raise Refusal(RefusalCode.MANIFEST, "The manifest is not that of the tensors.")
             self._load(handover, cast(bytes, manifest["manifest"]))
         self._entry = replace(self._entry, metrics=metrics, updates=admitted.updates)
-        also = _nothing
+        also: Also = _nothing
         if handover is not None and admitted.waiting is not None:
             assert self._entry.manifest is not None  # just loaded
             leaving = Leaving(handover, self._entry.manifest, metrics, admitted.updates)

@@ -36,7 +36,7 @@ from node.declarations import declare
 from node.fleet import assemble, names_in, take_apart
 from node.frames import receive_frame, send_frame
 from node.guard import give_again, keeping, report_failure
-from node.objects import Loose, Objects
+from node.objects import Damaged, Loose, Objects
 from node.replies import Replies
 from node.settings import SiteSettings
 from protos.refusals import Refusal, RefusalCode
@@ -93,7 +93,9 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
     objects = Objects(Path(order["objects"]), 0)
     settings = _on_a_device(SiteSettings.model_validate_json(order["site"]))
     began = time.monotonic()
-    message = assemble(base64.b64decode(order["tree"]), objects)
+    replies, question = Replies.of(settings.home), order["question"]
+    given = _given(replies, question, objects)
+    message = assemble(base64.b64decode(order["tree"]), objects)  # the last: replies are made for its run
     context = Context(
         run_id=message.metadata.run_id,
         node_id=message.metadata.dst_node_id,
@@ -101,8 +103,6 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
         state=RecordDict(),
         run_config={},
     )
-    replies, question = Replies.of(settings.home), order["question"]
-    given = _given(replies, question, objects)
     taken: list[tuple[bytes, bytes]] = []
 
     def keep(reply: Message) -> None:
@@ -145,7 +145,10 @@ def _given(replies: Replies, question: str, objects: Objects) -> RecordDict | No
     kept = replies.find(question) if question else None
     if kept is None or not all(map(objects.holds, kept.parts)):
         return None
-    return assemble(bytes.fromhex(kept.tree), objects).content
+    try:
+        return assemble(bytes.fromhex(kept.tree), objects).content
+    except Damaged:
+        return None  # the visit is made once more
 
 
 def _on_a_device(settings: SiteSettings) -> SiteSettings:

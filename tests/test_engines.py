@@ -1,26 +1,19 @@
 """Both engines, one contract: the same scenario comes to the same bits, scores, ledgers and refusals."""
 
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-import psutil
 import pytest
-from sqlalchemy import select
 
 from coordinator.conductor import VisitFailed
-from coordinator.deployment import local_deployment, node
+from coordinator.deployment import local_deployment
 from coordinator.engine import Deployed
 from coordinator.grid import SimulatedSite, simulated_sites
 from coordinator.simulate import carry_out
 from coordinator.superlink import SuperLinkConfig
-from node.database import open_database
 from node.decisions import held_handovers, release
-from node.progress_store import Standing
 from protos.messages import PROGRESS, VISIT
 from tests.conftest import Desk, Recorder, outcome
 
@@ -118,88 +111,3 @@ def test_what_a_person_has_to_release_waits_and_leaves_once(deployed: Deployment
     assert visits(deployed.desk, run) == visits(desk, plain)
     assert [entry[2] for entry in visits(desk, plain)] == ["allowed", "held", "released", "allowed", "allowed"]
     assert deployed.desk.ledger("east").verify() == []
-
-
-# When things die
-
-
-SLOW = ("training.steps=1500", "training.checkpoint_every=100")  # long enough to be killed in the middle
-
-
-def under_way(home: Path, run: str) -> bool:
-    """Whether the run's visit at stop 1 has begun at the node."""
-    with open_database(home).connect() as connection:
-        query = select(Standing.step).where(Standing.run == run, Standing.stop == 1)
-        return connection.execute(query).first() is not None
-
-
-def serving(home: Path) -> psutil.Process:
-    """The node's process, of which those that work are children."""
-    lock = str(home / "node.lock")
-    return next(child for child in psutil.Process().children() if lock in {file.path for file in child.open_files()})
-
-
-def at_stop_1(do: Callable[[], None]) -> tuple[Thread, Callable[[tuple[Any, ...]], None]]:
-    """A thread that does something from when the conductor begins stop 1, and the listener that starts it."""
-    thread = Thread(target=do)
-
-    def on(event: tuple[Any, ...]) -> None:
-        if event[:2] == ("stop began", 1):
-            thread.start()
-
-    return thread, on
-
-
-def left(desk: Desk, site: str, run: str) -> list[str]:
-    """The verdicts on what was to leave the site for its visit."""
-    return [verdict for way, sort, verdict, *_ in crossings(desk, site, run) if (way, sort) == ("out", VISIT)]
-
-
-@pytest.mark.faults
-def test_a_killed_worker_is_told_and_the_run_goes_on(deployed: Deployment, desk: Desk) -> None:
-    undisturbed = outcome(desk.row(desk.simulate(*SLOW)))
-    run, east = deployed.desk.begin(*SLOW), deployed.sites["east"].home
-
-    def kill_the_worker() -> None:
-        process = serving(east)
-        while not under_way(east, run):
-            time.sleep(0.001)
-        for worker in process.children(recursive=True):
-            worker.kill()
-
-    thread, on = at_stop_1(kill_the_worker)
-    with pytest.raises(VisitFailed, match=r"^Run \S+ failed at stop 1: Site east: The process .* killed.* \[DIED\]$"):
-        deployed.carry_out(run, on)
-    thread.join()
-    deployed.carry_out(run)
-    assert outcome(deployed.desk.row(run)) == undisturbed
-    assert left(deployed.desk, "east", run) == ["failed", "allowed"]
-
-
-def replied(home: Path, before: set[Path]) -> bool:
-    return bool(set((home / "replies").iterdir()) - before)
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("moment", ["in the visit", "between work and reply"])
-def test_a_killed_node_comes_back_and_the_run_ends_by_itself(moment: str, deployed: Deployment, desk: Desk) -> None:
-    undisturbed = outcome(desk.row(desk.simulate(*SLOW)))
-    run, east = deployed.desk.begin(*SLOW), deployed.sites["east"]
-    before = set((east.home / "replies").iterdir())
-
-    with ExitStack() as again:
-
-        def kill_the_node() -> None:
-            process = serving(east.home)
-            while not (under_way(east.home, run) if moment == "in the visit" else replied(east.home, before)):
-                time.sleep(0.001)
-            process.kill()  # and the others end with it
-            process.wait()
-            again.enter_context(node(east, deployed.config))
-
-        thread, on = at_stop_1(kill_the_node)
-        deployed.carry_out(run, on)
-        thread.join()
-        assert outcome(deployed.desk.row(run)) == undisturbed
-        assert left(deployed.desk, "east", run) == ["allowed"]
-        assert deployed.desk.ledger("east").verify() == []

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 from sqlalchemy import select
@@ -112,13 +113,17 @@ class Served:
         return locum(*words, *self.options)
 
     def start(self) -> None:
+        self.begin()
+        wait_for(lambda: self.ask("sites").status == 0)
+
+    def begin(self) -> None:
+        """Start, without waiting until it answers."""
         self.folder.mkdir(exist_ok=True)
         (self.folder / "coordinator.yaml").write_text(
             f"home: home\nsuperlink: {{port: {self.superlink}}}\ncontrol: {{port: {self.control}}}\n"
             f"workers: {self.workers}\ndashboard: {{port: {self.dashboard}}}\n"
         )
         self._service = self.process("service.log", "serve", f"--config={self.folder / 'coordinator.yaml'}")
-        wait_for(lambda: self.ask("sites").status == 0)
 
     def process(
         self, log: str, *words: str, command: str = "coordinator.cli", release: Path = ROOT
@@ -153,13 +158,23 @@ class Served:
     def start_node(self, site: str, appearance: int, cases: int, release: Path = ROOT) -> None:
         """A node with a synthetic hospital; its key is at `key(site)`."""
         (self.folder / f"{site}.yaml").write_text(
-            f"site: {site}\nhome: {site}\ncoordinator: localhost:{self.superlink}\nauthority: home/keys/ca.crt\n"
+            f"site: {site}\nhome: {site}\ncoordinator: localhost:{self.entrance(site)}\nauthority: home/keys/ca.crt\n"
             f"phantom: {{task: organ, appearance: {appearance}, cases: {cases}, size: 16}}\n"
         )
+        self.start_node_again(site, release)
+        wait_for(self.key(site).exists)
+
+    def start_node_again(self, site: str, release: Path = ROOT) -> None:
         self._nodes[site] = self.process(
             f"{site}.log", "serve", f"--config={self.folder / f'{site}.yaml'}", command="node.cli", release=release
         )
-        wait_for(self.key(site).exists)
+
+    def entrance(self, site: str) -> int:
+        """The port at which the site's node finds its coordinator."""
+        return self.superlink
+
+    def node(self, site: str) -> "subprocess.Popen[bytes]":
+        return self._nodes[site]
 
     def key(self, site: str) -> Path:
         return self.folder / site / "node.key.pub"
@@ -169,6 +184,10 @@ class Served:
 
     def node_said(self, site: str) -> str:
         return (self.folder / f"{site}.log").read_text()
+
+    def all_online(self) -> bool:
+        asked = self.ask("sites", "--json")
+        return asked.status == 0 and all(site["online"] for site in json.loads(asked.out)["sites"])
 
     def close(self) -> None:
         for process in (*self._nodes.values(), *([self._service] if self._service else [])):
@@ -190,18 +209,28 @@ class Served:
         wait_for(lambda: [event.kind for event in self.events(run)].count(kind) >= times)
 
 
+Kind = TypeVar("Kind", bound=Served)
+
+
 @contextmanager
 def two_sites(folder: Path, release: Path = ROOT, database: str | None = None) -> Iterator[Served]:
     """A coordinator with the nodes of north and east, both online; it has to end well. `release` is east's code."""
+    with brought_up(Served(folder, database), release) as served:
+        yield served
+
+
+@contextmanager
+def brought_up(served: Kind, release: Path = ROOT) -> Iterator[Kind]:
+    """The same for one that is still to be started."""
     os.environ["NO_COLOR"] = "1"
-    served = Served(folder, database)
+    folder = served.folder
     try:
         served.start()
         (folder / "tiny.yaml").write_text(TINY)
         for site, appearance, cases, code in (("north", 0, 6, ROOT), ("east", 1, 7, release)):
             served.start_node(site, appearance, cases, code)
             assert served.ask("node", "add", site, f"--key={served.key(site)}").status == 0
-        wait_for(lambda: all(site["online"] for site in json.loads(served.ask("sites", "--json").out)["sites"]))
+        wait_for(served.all_online)
         yield served
         children = psutil.Process(served.service.pid).children(recursive=True)
         assert served.stop() == 0
@@ -214,10 +243,10 @@ def two_sites(folder: Path, release: Path = ROOT, database: str | None = None) -
     wait_for(lambda: not served.seen.left())
 
 
-def in_process(folder: Path) -> Desk:
+def in_process(folder: Path, *overrides: str) -> Desk:
     """A desk at which the scenario was carried out in process, once."""
     desk = Desk(folder)
-    desk.simulate(text=TINY)
+    desk.simulate(*overrides, text=TINY)
     return desk
 
 

@@ -201,3 +201,26 @@ def test_how_long_is_said_in_words(desk: Desk, text: str, seconds: float) -> Non
 def test_what_is_no_time_is_refused(desk: Desk, text: str) -> None:
     with pytest.raises(ScenarioError, match=r"patience\.wait"):
         desk.scenario(f"patience.wait={text}")
+
+
+class TwiceGrid(InProcessGrid):
+    """Every reply arrives twice."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        for reply in super().pull_messages(message_ids):
+            yield from (reply, reply)
+
+
+class Twice(InProcess):
+    away = True
+
+    @contextmanager
+    def connected(self, sites: Sequence[SimulatedSite], listener: Listener) -> Iterator[TwiceGrid]:
+        yield TwiceGrid(sites, listener)
+
+
+def test_a_message_that_arrives_twice_counts_once(desk: Desk) -> None:
+    undisturbed = outcome(desk.row(desk.simulate()))
+    run = desk.begin()
+    carry_out(run, desk.home, device="cpu", listener=Listener(), engine=Twice())
+    assert outcome(desk.row(run)) == undisturbed

@@ -265,3 +265,24 @@ def test_no_secret_is_in_a_log_or_an_argument(served: Served) -> None:
     assert token not in served.log
     for process in psutil.Process(served.service.pid).children(recursive=True):
         assert token not in " ".join(process.cmdline())
+
+
+@pytest.mark.faults  # for the minutes it takes
+def test_runs_at_one_site_wait_for_each_other_and_others_do_not(served: Served) -> None:
+    north, again = served.schedule("--set=sites=[north]", "--set=study={strategies: [finetune, finetune]}")
+    (east,) = served.schedule("--set=sites=[east]")
+    for run in (north, again, east):
+        assert served.ask("cancel", run).status == 0
+    with served.client() as client:
+        for run in (north, again, east):
+            client.resume(run)
+    began, ended = {}, {}
+    for run in (north, again, east):
+        assert served.ask("watch", run).status == 0
+        began[run], ended[run] = ([event.time for event in served.events(run) if event.kind == kind][-1]
+                                  for kind in ("run_began", "run_ended"))  # fmt: skip
+    assert began[north] < ended[east]
+    assert began[east] < ended[north]
+    assert ended[north] <= began[again]
+    said = [event.fields.get("sentence") for event in served.events(again)]
+    assert f"Run {again} waits for site north, where it is the turn of run {north}." in said

@@ -29,13 +29,13 @@ KILLED = -signal.SIGKILL
 
 
 class Zygote:
-    """tests/forking.py, talked to."""
+    """forking.py, talked to."""
 
     def __init__(self) -> None:
         environment = os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-P", Path(__file__).parent / "forking.py"],  # not with tests/ before the rooms
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parents[2],
         )  # fmt: skip
 
     def _ask(self, order: dict[str, Any]) -> Any:
