@@ -120,7 +120,8 @@ FEW = ("the nodes begin", "in a visit")
 def test_an_interrupted_deployment_leaves_no_process(number: signal.Signals, moment: str, tmp_path: Path) -> None:
     seen = Observation(tmp_path)
     with (tmp_path / "said").open("wb") as said:
-        process = seen.start("locum", *simulation(tmp_path, "training.steps=100000"), stdout=said, stderr=said)
+        steps = 300 if moment == "between visits" else 100_000
+        process = seen.start("locum", *simulation(tmp_path, f"training.steps={steps}"), stdout=said, stderr=said)
     wait_for(lambda: process.poll() is not None or MOMENTS[moment](seen, (tmp_path / "said").read_text()))
     os.killpg(process.pid, number)  # as Ctrl-C does
     status = process.wait(120)
