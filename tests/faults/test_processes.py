@@ -72,17 +72,6 @@ def test_the_process_that_does_the_nodes_work(deployment: Deployment, slow: Desk
     deployment.assert_nothing_lost(run, slow)
 
 
-def test_the_process_that_does_the_nodes_work_while_it_scores(deployment: Deployment, slow: Desk) -> None:
-    run = deployment.under_way_at_east()
-    with nobody_writes(deployment.folder / "north" / "node.db"):
-        wait_for(lambda: len(deployment.work("north")) > 1)
-        for process in deployment.work("north"):
-            process.kill()
-    assert "stop 1: north could not be scored; the run will be incomplete" in deployment.ends(run, status=3)
-    assert deployment.ask("resume", run, "--no-report").status == 0
-    deployment.assert_nothing_lost(run, slow)
-
-
 def test_the_node_in_the_visit(deployment: Deployment, slow: Desk) -> None:
     run = deployment.under_way_at_east()
     deployment.kill_node("east")
