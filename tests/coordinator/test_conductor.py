@@ -23,6 +23,7 @@ from protos.locum.v1.handover_pb2 import HandoverManifest
 from protos.plan import PhantomSite
 from strategies.registry import STRATEGIES, strategy_for
 from tests.conftest import Desk, outcome
+from tests.strategies.harness import VIVID
 
 COLUMNS = ("north", "east", "south", "island")
 
@@ -130,7 +131,8 @@ def test_a_case_that_is_scored_was_never_trained_on(shared_desk: Desk):
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_the_traffic_is_what_the_ledgers_of_all_nodes_let_through(desk: Desk, strategy: str):
-    run = desk.simulate(f"strategy={strategy}", "training.steps=3")
+    choice = json.dumps({"name": strategy, **VIVID.get(strategy, {})})
+    run = desk.simulate(f"strategy={choice}", "training.steps=3")
     crossed: Counter[tuple[str, str, str]] = Counter()
     for site in COLUMNS:
         ledger = desk.ledger(site)

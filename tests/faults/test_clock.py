@@ -18,7 +18,7 @@ import pytest
 from cryptography.x509 import load_pem_x509_certificate
 from sqlalchemy import select
 
-from coordinator.deployment import local_deployment, node
+from coordinator.deployment import Node, local_deployment
 from coordinator.engine import Deployed
 from coordinator.grid import simulated_sites
 from coordinator.keys import ServerKeys, public_key, server_keys
@@ -138,8 +138,11 @@ def test_a_node_whose_clock_jumps_is_waited_for(hours: float, tmp_path: Path) ->
 
     with ExitStack() as stack:
         config = stack.enter_context(local_deployment(list(sites.values()), desk.folder / "flower"))
+        node = Node(east, config)
         with clock.for_children():
-            stack.enter_context(node(east, config))
+            node.start()
+        stack.callback(node.wait)
+        stack.callback(node.tell_to_end)  # before it is waited for
         wait_for((east.home / "node.key.pub").exists)
         with Link(config) as link:
             link.register("east", public_key(east.home / "node.key.pub"))

@@ -246,15 +246,15 @@ def test_a_memory_survives_a_kill_while_it_is_written(zygote, undisturbed, tmp_p
 
 
 def test_a_run_survives_being_killed_over_and_over(zygote, undisturbed, tmp_path):
-    """Every process gets a little further than the one before it: going on takes some twenty moments of its own, in
-    which the run is opened and every site describes itself.
+    """Every process gets a little further than the one before it: going on takes some thirty moments of its own, in
+    which the run is opened, the database copied, and every site describes itself.
     """
     reference = undisturbed("finetune")
     trial = Trial(zygote, Desk(tmp_path))
     draw = random.Random(0)
     kills = 0
     assert trial.end(trial.simulate(at=30)) == KILLED
-    while (status := trial.end(trial.resume(at=draw.randrange(22, 40)))) == KILLED:
+    while (status := trial.end(trial.resume(at=draw.randrange(34, 56)))) == KILLED:
         kills += 1
         assert kills < 20
     assert status == 0, trial.errors()
