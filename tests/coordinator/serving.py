@@ -243,10 +243,10 @@ def brought_up(served: Kind, release: Path = ROOT) -> Iterator[Kind]:
     wait_for(lambda: not served.seen.left())
 
 
-def in_process(folder: Path, *overrides: str) -> Desk:
+def in_process(folder: Path, *overrides: str, text: str = TINY) -> Desk:
     """A desk at which the scenario was carried out in process, once."""
     desk = Desk(folder)
-    desk.simulate(*overrides, text=TINY)
+    desk.simulate(*overrides, text=text)
     return desk
 
 
