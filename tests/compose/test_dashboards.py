@@ -1,4 +1,4 @@
-"""The hospitals' dashboards in containers: from this machine with the right token, and from nowhere else."""
+"""The dashboards in containers: from this machine with the right token, and from nowhere else."""
 
 import json
 import urllib.error
@@ -12,28 +12,31 @@ from tests.documentation import ROOT
 
 PROJECT = "locum-dashboards"
 PORTS = {"north": 8101, "east": 8102}
+OVERVIEW = 8002
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(3000), pytest.mark.xdist_group("compose")]
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Two hospitals with their dashboards and doors."""
+    """The coordinator and two hospitals with their dashboards and doors."""
     wants_an_engine()
-    reports = tmp_path_factory.mktemp("reports")
-    deployment = Deployment(PROJECT, ROOT / "deploy" / "dashboards.override.yaml", reports)
+    folder = tmp_path_factory.mktemp("compose")
+    (folder / "override.yaml").write_text("services: {}\n")
+    deployment = Deployment(PROJECT, folder / "override.yaml", folder)
     deployment.compose("down", "--volumes")
     deployment.compose("build", "--quiet")
     try:
-        deployment.compose("up", "--detach", "--no-build", "--wait", *(f"{name}-door" for name in PORTS))
+        doors = [f"{name}-door" for name in (*PORTS, "overview")]
+        deployment.compose("up", "--detach", "--no-build", "--wait", *PORTS, *doors)
         yield deployment
     finally:
         deployment.compose("down", "--volumes")
 
 
-def asked(port: int, token: str, host: str = "") -> tuple[int, str]:
+def asked(port: int, token: str, host: str = "", path: str = "now") -> tuple[int, str]:
     """Status and body of the answer to a question of this machine's."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/now")
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/{path}")
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     if host:
@@ -56,8 +59,18 @@ def test_each_dashboard_wants_its_own_token(up: Deployment) -> None:
     assert asked(PORTS["north"], tokens["north"], host="evil.example")[0] == 421
 
 
+def test_the_overview_wants_the_coordinators_token(up: Deployment) -> None:
+    token = up.inside("coordinator", "cat", "/access/dashboard.token")
+    assert asked(OVERVIEW, "", path="sites")[0] == 401
+    assert asked(OVERVIEW, up.inside("north", "cat", "/site/dashboard.token"), path="sites")[0] == 401
+    status, body = asked(OVERVIEW, token, path="sites")
+    assert status == 200
+    assert set(PORTS) <= {site["site"] for site in json.loads(body)["sites"]}
+    assert asked(OVERVIEW, token, host="evil.example", path="sites")[0] == 421
+
+
 def test_the_doors_are_open_to_this_machine_alone(up: Deployment) -> None:
-    for name, port in PORTS.items():
+    for name, port in {**PORTS, "overview": OVERVIEW}.items():
         (found,) = docker("inspect", up.container(f"{name}-door"))
         assert found["NetworkSettings"]["Ports"] == {"8100/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port)}]}
 
@@ -65,14 +78,15 @@ def test_the_doors_are_open_to_this_machine_alone(up: Deployment) -> None:
 def test_nobody_inside_reaches_more_than_before(up: Deployment) -> None:
     """Neither node nor dashboard nor door reaches another hospital or the world; a door reaches its own dashboard."""
     dashboards = {name: f"{up.address(f'{name}-dashboard', f'{name}-dashboard')}:8100" for name in PORTS}
-    doors = {name: f"{up.address(f'{name}-door', 'browser')}:8100" for name in PORTS}
+    doors = {name: f"{up.address(f'{name}-door', 'browser')}:8100" for name in (*PORTS, "overview")}
+    shown = f"{up.address('coordinator', 'overview')}:8100"
     gateway = f"{up.address('gateway', 'east')}:8443"
     world = ["1.1.1.1:443", "172.17.0.1:22", f"{up.address('gateway', 'control')}:8443"]
-    everywhere = [*dashboards.values(), *doors.values(), f"{up.address('north', 'north')}:22", gateway, *world]
+    everywhere = [*dashboards.values(), *doors.values(), shown, f"{up.address('north', 'north')}:22", gateway, *world]
     assert up.probe("east", "reach", "dashboard,north,example.org", *everywhere)["open"] == [gateway]
     found = up.probe("east-dashboard", "reach", "north,gateway,coordinator,example.org", *everywhere)
     assert found["known"] == []
     assert set(found["open"]) <= {dashboards["east"]}
-    for place in (dashboards["north"], doors["north"], gateway, *world):
+    for place in (dashboards["north"], doors["north"], doors["overview"], shown, gateway, *world):
         host, _, port = place.rpartition(":")
         up.inside("east-door", "timeout", "4", "bash", "-c", f"</dev/tcp/{host}/{port}", fails=True)

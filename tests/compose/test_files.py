@@ -43,65 +43,63 @@ def users(volume: str) -> set[str]:
 # Networks
 
 
-def test_every_network_is_closed_to_the_world_and_to_the_host() -> None:
-    assert set(FILE["networks"]) == {"control", *HOSPITALS}
-    for network in FILE["networks"].values():
+def test_every_network_is_closed_to_the_world_and_to_the_host_but_that_of_the_doors() -> None:
+    networks = dict(FILE["networks"])
+    assert networks.pop("browser") == {
+        "driver_opts": {
+            "com.docker.network.bridge.enable_ip_masquerade": "false",
+            "com.docker.network.bridge.enable_icc": "false",
+        }
+    }
+    assert set(networks) == {"control", "overview", *HOSPITALS, *(f"{name}-dashboard" for name in HOSPITALS)}
+    for network in networks.values():
         assert network["internal"] is True
         assert network["driver_opts"] == {"com.docker.network.bridge.inhibit_ipv4": "true"}
 
 
+def on(network: str) -> set[str]:
+    return {name for name, service in SERVICES.items() if network in service.get("networks", [])}
+
+
 @every_hospital
 def test_a_hospital_shares_a_network_with_the_gateway_and_nobody_else(hospital: str) -> None:
-    there = {name for name, service in SERVICES.items() if hospital in service.get("networks", [])}
-    assert there == {hospital, f"{hospital}-gpu", "gateway"}
+    assert on(hospital) == {hospital, f"{hospital}-gpu", "gateway"}
     assert SERVICES[hospital]["networks"] == SERVICES[f"{hospital}-gpu"]["networks"] == [hospital]
 
 
 def test_on_the_control_network_are_the_coordinator_its_gateway_and_its_clients() -> None:
-    there = {name for name, service in SERVICES.items() if "control" in service.get("networks", [])}
-    assert there == {"coordinator", "gateway", "register", "demo", "locum"}
-    assert SERVICES["coordinator"]["networks"] == ["control"]
-
-
-@every_service
-def test_a_service_is_on_named_networks_or_on_none_and_publishes_nothing(name: str) -> None:
-    service = SERVICES[name]
-    assert ("networks" in service) != (service.get("network_mode") == "none")
-    assert "ports" not in service
-
-
-def test_what_an_override_publishes_is_for_this_machine_unless_told() -> None:
-    published = []
-    for path in DEPLOY.glob("*.override.yaml"):
-        for service in yaml.safe_load(path.read_text())["services"].values():
-            published += service.get("ports", [])
-    doors = [f"127.0.0.1:{8100 + number}:8100" for number in range(1, 1 + len(HOSPITALS))]
-    assert sorted(published) == sorted(["${LOCUM_LISTEN:-127.0.0.1}:8443:8443", "127.0.0.1:8002:8002", *doors])
+    assert on("control") == {"coordinator", "gateway", "register", "demo", "locum"}
+    assert on("overview") == {"coordinator", "overview-door"}
+    assert list(SERVICES["coordinator"]["networks"]) == ["control", "overview"]
 
 
 @every_hospital
 def test_a_hospitals_dashboard_is_reached_by_its_own_door_alone_and_reaches_nobody(hospital: str) -> None:
-    found = yaml.safe_load((DEPLOY / "dashboards.override.yaml").read_text())
-    services, networks = found["services"], found["networks"]
-    assert services.keys() == {f"{name}-{what}" for name in HOSPITALS for what in ("dashboard", "door")}
-    dashboard, door = services[f"{hospital}-dashboard"], services[f"{hospital}-door"]
-    own = f"{hospital}-dashboard"
-    assert list(dashboard["networks"]) == [own]
-    assert {name for name, service in services.items() if own in service["networks"]} == {own, f"{hospital}-door"}
-    assert door["networks"] == [own, "browser"]
-    assert networks[own] == FILE["networks"][hospital]
-    assert networks["browser"]["driver_opts"] == {
-        "com.docker.network.bridge.enable_ip_masquerade": "false",
-        "com.docker.network.bridge.enable_icc": "false",
-    }
-    assert dashboard["volumes"] == [f"{hospital}-home:/site", f"{hospital}-images:/data:ro"]
-    assert door["volumes"] == ["./deploy/door.conf:/etc/locum/door.conf:ro"]
-    for service in (dashboard, door):
-        assert service["read_only"] is service["init"] is True
-        assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
-        assert service["mem_limit"]
-        assert not service.keys() & {"privileged", "pid", "ipc", "devices", "user", "cap_add", "environment"}
-    assert "--no-token" not in dashboard["command"]
+    dashboard = f"{hospital}-dashboard"
+    assert on(dashboard) == {dashboard, f"{hospital}-door"}
+    assert list(SERVICES[dashboard]["networks"]) == [dashboard]
+    assert SERVICES[f"{hospital}-door"]["networks"] == [dashboard, "browser"]
+    assert "--no-token" not in SERVICES[dashboard]["command"]
+
+
+def test_what_is_published_is_the_doors_and_for_this_machine_alone() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    hospitals = {f"{name}-door": [f"127.0.0.1:{8101 + number}:8100"] for number, name in enumerate(HOSPITALS)}
+    assert published == hospitals | {"overview-door": ["127.0.0.1:8002:8100"]}
+    assert on("browser") == published.keys()
+    assert all(volumes(name) == {"./deploy/door.conf": ("/etc/locum/door.conf", True)} for name in published)
+
+
+def test_what_an_override_publishes_is_for_this_machine_unless_told() -> None:
+    services = [yaml.safe_load(path.read_text())["services"].values() for path in DEPLOY.glob("*.override.yaml")]
+    published = [port for several in services for service in several for port in service.get("ports", [])]
+    assert published == ["${LOCUM_LISTEN:-127.0.0.1}:8443:8443"]
+
+
+@every_service
+def test_a_service_is_on_named_networks_or_on_none(name: str) -> None:
+    service = SERVICES[name]
+    assert ("networks" in service) != (service.get("network_mode") == "none")
 
 
 # Volumes
@@ -111,13 +109,15 @@ def test_a_hospitals_dashboard_is_reached_by_its_own_door_alone_and_reaches_nobo
 def test_a_hospitals_volumes_are_its_own(hospital: str) -> None:
     own = {name for name in FILE["volumes"] if name.startswith(f"{hospital}-")}
     assert own == {f"{hospital}-home", f"{hospital}-images", f"{hospital}-public"}
-    at_home = {hospital, f"{hospital}-gpu", f"{hospital}-setup"}
+    at_home = {hospital, f"{hospital}-gpu", f"{hospital}-setup", f"{hospital}-dashboard"}
     assert users(f"{hospital}-home") == users(f"{hospital}-images") == at_home
     assert users(f"{hospital}-public") == {f"{hospital}-setup", "register"}
     for name in NODES:
         assert volumes(name).keys() & own == (own - {f"{hospital}-public"} if name.startswith(hospital) else set())
     assert volumes(hospital) == volumes(f"{hospital}-gpu")
-    assert volumes(hospital)[f"{hospital}-images"] == ("/data", True)
+    assert volumes(f"{hospital}-dashboard").keys() == {f"{hospital}-home", f"{hospital}-images"}
+    for name in (hospital, f"{hospital}-dashboard"):
+        assert volumes(name)[f"{hospital}-images"] == ("/data", True)
 
 
 def test_nothing_that_can_be_written_is_shared_between_hospitals() -> None:
