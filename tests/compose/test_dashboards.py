@@ -72,7 +72,8 @@ def test_the_overview_wants_the_coordinators_token(up: Deployment) -> None:
 def test_the_doors_are_open_to_this_machine_alone(up: Deployment) -> None:
     for name, port in {**PORTS, "overview": OVERVIEW}.items():
         (found,) = docker("inspect", up.container(f"{name}-door"))
-        assert found["NetworkSettings"]["Ports"] == {"8100/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port)}]}
+        published = {inside: where for inside, where in found["NetworkSettings"]["Ports"].items() if where}
+        assert published == {"8100/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port)}]}
 
 
 def test_nobody_inside_reaches_more_than_before(up: Deployment) -> None:
