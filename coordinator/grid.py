@@ -24,9 +24,13 @@ from coordinator.events import Listener
 from coordinator.scenario import Scenario, ScenarioError
 from node import progress
 from node.app import app
+from node.declarations import declare
+from node.guard import give_again, keeping
 from node.phantoms import check_phantom
 from node.policy import Policy
+from node.replies import SimulatedReplies, question_in
 from node.settings import SiteSettings
+from protos.messages import VISIT, read_request
 from protos.refusals import Refusal
 
 SimulatedSite: TypeAlias = SiteSettings
@@ -124,7 +128,7 @@ class InProcessGrid(Grid):
         for message in messages:
             identity = str(next(self._ids))
             message.metadata.__dict__["_message_id"] = identity
-            self._waiting[identity] = message_to_proto(message).SerializeToString()
+            self._waiting[identity] = _serialised(message)
             ids.append(identity)
         return ids
 
@@ -139,7 +143,7 @@ class InProcessGrid(Grid):
         return list(self.pull_messages(self.push_messages(messages)))
 
     def _deliver(self, data: bytes) -> Message:
-        message = message_from_proto(ProtoMessage.FromString(data))
+        message = _message(data)
         del data
         settings = self._settings[message.metadata.dst_node_id]
         context = Context(
@@ -149,9 +153,37 @@ class InProcessGrid(Grid):
             state=RecordDict(),
             run_config={},
         )
+        answer = _visited if message.metadata.message_type == VISIT else _answered
         with progress.listener(self._step):
-            reply = app(message, context)
-        return message_from_proto(ProtoMessage.FromString(message_to_proto(reply).SerializeToString()))
+            return _message(answer(message, context, settings.home))
 
     def _step(self, step: progress.Step) -> None:
         self._listener.stepped(step.stop, step.site, step.step, step.steps, step.scalars.get("loss"))
+
+
+def _answered(message: Message, context: Context, home: Path) -> bytes:
+    return _serialised(app(message, context))
+
+
+def _visited(message: Message, context: Context, home: Path) -> bytes:
+    """The reply to a visit, serialised: the one that was given before, if a process died before it was committed."""
+    replies, question = SimulatedReplies(home, read_request(message.content).run), question_in(message.content)
+    if (given := replies.find(question)) is not None:
+        return _serialised(give_again(message, context, _message(given).content, declare))
+    made: list[bytes] = []
+
+    def keep(reply: Message) -> None:
+        made.append(_serialised(reply))
+        replies.keep(question, made[0])
+
+    with keeping(keep):
+        reply = app(message, context)
+    return made[0] if made and not reply.has_error() else _serialised(reply)
+
+
+def _serialised(message: Message) -> bytes:
+    return message_to_proto(message).SerializeToString()
+
+
+def _message(serialised: bytes) -> Message:
+    return message_from_proto(ProtoMessage.FromString(serialised))

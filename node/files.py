@@ -4,7 +4,10 @@ import errno
 import os
 import sqlite3
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 _NEW = ".new-"  # begins the name of a file that is being written
 
@@ -15,14 +18,26 @@ def replace_file(path: Path, data: bytes) -> None:
     A crash leaves the old file or the new one; the rename itself is on the disk after `sync_folder`. Raises OSError,
     which names `path`; half a file is not left behind then.
     """
+    with _in_place_of(path) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def swap_file(path: Path, data: bytes) -> None:
+    """As `replace_file`, but whole only as long as the machine runs: nothing waits for the disk."""
+    with _in_place_of(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[IO[bytes]]:
     new = None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_NEW, delete=False) as file:
             new = Path(file.name)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            yield file
         new.replace(path)
     except OSError as error:
         if new is not None:

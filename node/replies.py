@@ -10,7 +10,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from node.files import clear_leftovers, replace_file
+from flwr.app import RecordDict
+
+from node.files import clear_leftovers, replace_file, swap_file
 from node.policy_file import FILE
 
 MOST = 8  # the newest so many
@@ -43,12 +45,9 @@ class Replies:
 
     def keep(self, question: str, tree: bytes, parts: list[str]) -> None:
         """Keep the reply to a question, and of older ones only so many."""
-        reply = KeptReply(tree.hex(), parts, self._policy_digest())
+        reply = KeptReply(tree.hex(), parts, _digest_of(self._policy))
         replace_file(self._folder / question, json.dumps(asdict(reply)).encode())
-        others = [path for path in self._folder.iterdir() if path.name != question]
-        others.sort(key=lambda path: path.stat().st_mtime_ns)  # which a clock that was set back does not order
-        for path in others[: max(0, len(others) + 1 - MOST)]:
-            path.unlink(missing_ok=True)
+        _trim(self._folder, question)
 
     def find(self, question: str) -> KeptReply | None:
         """The reply that was given to the same question under the same policy, if it is still here."""
@@ -56,15 +55,59 @@ class Replies:
             reply = KeptReply(**json.loads((self._folder / question).read_text()))
         except (OSError, ValueError, TypeError):
             return None
-        return reply if reply.policy == self._policy_digest() else None
+        return reply if reply.policy == _digest_of(self._policy) else None
 
     def parts(self) -> set[str]:
         """The objects that kept replies are made of."""
         found = (self.find(path.name) for path in self._folder.iterdir())
         return {part for reply in found if reply is not None for part in reply.parts}
 
-    def _policy_digest(self) -> str:
+
+class SimulatedReplies:
+    """The same in a simulation, where messages are not taken apart: the newest reply of a run, serialised, in one file.
+
+    A simulation's home need not survive a power cut, so nothing waits for the disk.
+    """
+
+    def __init__(self, home: Path, run: str) -> None:
+        self._file, self._policy = home / "replies" / run, home / FILE
+
+    def keep(self, question: str, reply: bytes) -> None:
+        """Keep the reply to a question in place of the one before, and the newest of other runs. Raises OSError."""
+        head = f"{question} {_digest_of(self._policy)}\n".encode()
+        swap_file(self._file, head + reply)
+        _trim(self._file.parent, self._file.name)
+
+    def find(self, question: str) -> bytes | None:
+        """The reply that was given to the same question under the same policy, if it is still here."""
         try:
-            return hashlib.sha256(self._policy.read_bytes()).hexdigest()
+            with self._file.open("rb") as file:
+                if file.readline() != f"{question} {_digest_of(self._policy)}\n".encode():
+                    return None
+                return file.read()
         except FileNotFoundError:
-            return ""
+            return None
+
+
+def question_in(content: RecordDict) -> str:
+    """The SHA-256 of a question: of its request, and of the manifest, which has the digests of all its tensors.
+
+    Whether the tensors are those of the manifest is for the guard to say.
+    """
+    parts = [f"{name} {record.object_id}" for name, record in sorted(content.config_records.items())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _trim(folder: Path, newest: str) -> None:
+    """Remove all but the newest files of a folder."""
+    others = [path for path in folder.iterdir() if path.name != newest]
+    others.sort(key=lambda path: path.stat().st_mtime_ns)  # which a clock that was set back does not order
+    for path in others[: max(0, len(others) + 1 - MOST)]:
+        path.unlink(missing_ok=True)
+
+
+def _digest_of(policy: Path) -> str:
+    try:
+        return hashlib.sha256(policy.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""

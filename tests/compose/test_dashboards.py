@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.compose.deployed import Deployment, docker, wants_an_engine
-from tests.documentation import ROOT
 
 PROJECT = "locum-dashboards"
 PORTS = {"north": 8101, "east": 8102}

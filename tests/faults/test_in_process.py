@@ -159,10 +159,23 @@ def assert_as_undisturbed(trial: Trial, reference: Trial, kills: int = 1) -> Non
     assert repeated(trial) <= kills * EVERY
     for site in ("north", "east", "island"):
         assert trial.desk.ledger(site).verify() == []
+        left = Counter(visits_that_left(trial, site))
+        of_many = {(stop.index,) for stop in row.stops if stop.rounds_done > 1}
+        assert left.keys() == set(visits_that_left(reference, site))
+        assert all(times == 1 for key, times in left.items() if key[:1] not in of_many)
     homes = [t.desk.home.folder for t in (trial, reference)]
     artifacts = [{path.name for path in (home / "vault").rglob("*.safetensors")} for home in homes]
     assert artifacts[1] <= artifacts[0]
     assert not list((homes[0] / "nodes").rglob("checkpoints/*/*.safetensors"))  # none outlives its stop
+
+
+def visits_that_left(trial: Trial, site: str) -> list[tuple[object, ...]]:
+    wanted = "out", "train.visit"
+    return [
+        (e.stop, e.round, e.action)
+        for e in trial.desk.ledger(site).entries()
+        if (e.direction, e.message_type) == wanted
+    ]
 
 
 def repeated(trial: Trial) -> int:
