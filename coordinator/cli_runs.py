@@ -16,6 +16,18 @@ from coordinator.cli_options import (
     TokenOption,
     home_at,
 )
+from pages.commands import (
+    CertificateOption,
+    HostOption,
+    KeyOption,
+    NamesOption,
+    NoTlsOption,
+    NoTokenOption,
+    PersonArgument,
+    PortOption,
+    RemoveOption,
+    let_in,
+)
 
 
 def skip(
@@ -118,21 +130,13 @@ def restore(home: HomeOption = Path(".locum"), database: DatabaseOption = None) 
 def dashboard(
     home: HomeOption = Path(".locum"),
     database: DatabaseOption = None,
-    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any that is free.")] = 8002,
-    name: Annotated[
-        list[str] | None, typer.Option("--name", help="A name that browsers know this machine by; as often as wanted.")
-    ] = None,
-    certificate: Annotated[
-        Path | None, typer.Option("--certificate", metavar="FILE", help="A PEM file, for addresses beyond loopback.")
-    ] = None,
-    key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The certificate's key.")] = None,
-    no_tls: Annotated[
-        bool, typer.Option("--no-tls", help="Beyond loopback without a certificate: a proxy in front has it.")
-    ] = False,
-    no_token: Annotated[
-        bool, typer.Option("--no-token", help="Let in everybody on this machine; on loopback only.")
-    ] = False,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8002,
+    name: NamesOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    no_tls: NoTlsOption = False,
+    no_token: NoTokenOption = False,
 ) -> None:
     """Show the runs of a home folder in a browser, live while they go on. `locum serve` shows its own."""
     from coordinator.dashboard.serving import run_overview
@@ -144,4 +148,9 @@ def dashboard(
     run_overview(place, Address(host, port, certificate, key, no_tls), names=name or (), token=not no_token)
 
 
-COMMANDS = (skip, runs, show, report, restore, dashboard)
+def person(name: PersonArgument, home: HomeOption = Path(".locum"), remove: RemoveOption = False) -> None:
+    """Give a person a password of their own for the overview of a home folder, asked for here; or take it away."""
+    let_in(name, home, remove=remove)
+
+
+COMMANDS = (skip, runs, show, report, restore, dashboard, person)

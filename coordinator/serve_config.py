@@ -11,12 +11,11 @@ from coordinator.home import Home
 from coordinator.keys import ServerKeys, server_keys
 from coordinator.store import sqlite_url
 from coordinator.superlink import SuperLinkConfig
+from pages.credentials import TOKEN_FILE
 from pages.serving import Address
 from pages.shield import is_loopback
 from protos import strict_yaml
 from protos.plan import Record
-
-TOKEN_FILE = "dashboard.token"  # noqa: S105 (a file's name)
 
 
 class ConfigError(ValueError):

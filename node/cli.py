@@ -8,6 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from node import cli_decisions
+from pages.commands import (
+    CertificateOption,
+    HostOption,
+    KeyOption,
+    NamesOption,
+    NoTlsOption,
+    NoTokenOption,
+    PersonArgument,
+    PortOption,
+    RemoveOption,
+    let_in,
+)
+from pages.credentials import UnusableSecret
 
 if TYPE_CHECKING:
     import threading
@@ -203,21 +216,13 @@ def memory(
 @app.command()
 def dashboard(
     home: Annotated[Path, typer.Option("--home", help="The node's folder: .locum/nodes/SITE in a simulation.")],
-    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any that is free.")] = 8100,
-    name: Annotated[
-        list[str] | None, typer.Option("--name", help="A name that browsers know this machine by; as often as wanted.")
-    ] = None,
-    certificate: Annotated[
-        Path | None, typer.Option("--certificate", metavar="FILE", help="A PEM file, for addresses beyond loopback.")
-    ] = None,
-    key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The certificate's key.")] = None,
-    no_tls: Annotated[
-        bool, typer.Option("--no-tls", help="Beyond loopback without a certificate: a proxy in front has it.")
-    ] = False,
-    no_token: Annotated[
-        bool, typer.Option("--no-token", help="Let in everybody on this machine; on loopback only.")
-    ] = False,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8100,
+    name: NamesOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    no_tls: NoTlsOption = False,
+    no_token: NoTokenOption = False,
 ) -> None:
     """Show the people of this hospital what happens in their house, in a browser. Nothing of it is sent elsewhere."""
     from node.dashboard.command import CannotShow, run_dashboard
@@ -232,22 +237,13 @@ def dashboard(
 
 @app.command()
 def person(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The person, as changes are signed.")],
+    name: PersonArgument,
     home: Annotated[Path, typer.Option("--home", help="The node's folder.")],
-    remove: Annotated[bool, typer.Option("--remove", help="Let this person in no more.")] = False,
+    remove: RemoveOption = False,
 ) -> None:
     """Give a person a password of their own for the dashboard, asked for here; or take it away."""
-    from node.dashboard.house import PEOPLE_FILE
-    from pages.credentials import People, UnusableSecret
-
-    people = People(home / PEOPLE_FILE)
     try:
-        if not home.is_dir():
-            raise UnusableSecret(f"{home}: there is no such folder; give the node's own.")
-        if remove:
-            people.remove(name)
-        else:
-            people.set_password(name, typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+        let_in(name, home, remove=remove)
     except UnusableSecret as fault:
         raise _wrong_usage(str(fault)) from fault
 

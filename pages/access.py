@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from pages.credentials import People
+from pages.credentials import People, UnusableSecret
 
 LASTS_SECONDS = 12 * 3600.0
 MOST_SESSIONS = 1000
@@ -21,11 +21,13 @@ _MOST_ADDRESSES = 10_000
 class Session:
     """Somebody who is signed in. `person` is the name that changes are written down under.
 
-    `proven` says that the name was signed in with its own password, and not stated beside the shared token.
+    `proven` says that the name was signed in with its own password, and not stated beside the shared token; `stamp` is
+    then that of the password (credentials.People.stamp).
     """
 
     person: str
     proven: bool
+    stamp: bytes | None = field(default=None, repr=False)
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     until: float = field(default_factory=lambda: time.monotonic() + LASTS_SECONDS)
 
@@ -33,6 +35,15 @@ class Session:
     def over(self) -> bool:
         """Whether its time is up."""
         return time.monotonic() > self.until
+
+    def signed(self, stated: str) -> str:
+        """The name that a change is written down under: the proven one, whatever is stated; else that, marked so.
+
+        Empty if there is neither.
+        """
+        if self.proven:
+            return self.person
+        return f"{stated} (name stated)" if stated else ""
 
     def vouches(self, csrf: str) -> bool:
         """Whether `csrf` is this session's token against forged requests."""
@@ -77,7 +88,7 @@ class TooManyGuesses(Exception):
 class Access:
     """Decides who is let in. With `token` None everybody is, which only loopback may be told to do.
 
-    Sessions live in this process alone: when it ends, everybody signs in anew.
+    Sessions live in this process alone: when it ends, everybody signs in anew. A person's end with their password.
     """
 
     def __init__(self, token: str | None, people: People | None = None) -> None:
@@ -100,11 +111,12 @@ class Access:
         """
         if self._guesses.too_many(address):
             raise TooManyGuesses
+        stamp = None if self.people is None or not name else self.people.stamp(name)
         proven = self.people is not None and bool(name) and self.people.check(name, secret)
         if not proven and not self._is_token(secret):
             self._guesses.failed(address)
             return None
-        key, session = secrets.token_urlsafe(32), Session(name, proven)
+        key, session = secrets.token_urlsafe(32), Session(name, proven, stamp if proven else None)
         with self._lock:
             self._sessions[_digest(key)] = session
             while len(self._sessions) > MOST_SESSIONS:
@@ -117,9 +129,9 @@ class Access:
             return self._everybody
         with self._lock:
             found = self._sessions.get(_digest(key))
-            if found is not None and found.over:
-                del self._sessions[_digest(key)]
-                found = None
+        if found is not None and (found.over or not self._still_let_in(found)):
+            self.sign_out(key)
+            return None
         return found
 
     def bearer(self, address: str, token: str) -> bool:
@@ -135,6 +147,15 @@ class Access:
         """End a session."""
         with self._lock:
             self._sessions.pop(_digest(key), None)
+
+    def _still_let_in(self, session: Session) -> bool:
+        """Whether the password that a person signed in with is still theirs."""
+        if not session.proven or self.people is None:
+            return True
+        try:
+            return self.people.stamp(session.person) == session.stamp
+        except UnusableSecret:
+            return False
 
     def _is_token(self, given: str) -> bool:
         return self._token is not None and same(given, self._token)

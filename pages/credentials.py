@@ -10,6 +10,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+TOKEN_FILE, PEOPLE_FILE = "dashboard.token", "dashboard.people.json"  # in a home folder, unless told otherwise
+
 _COST = {"n": 2**15, "r": 8, "p": 1, "maxmem": 2**26}  # scrypt: 32 MiB and some 50 ms per attempt
 _NOBODY = (b"\0" * 16, b"\0" * 32)
 SHORTEST = 10  # characters of a password
@@ -59,6 +61,14 @@ class People:
         if people.pop(name, None) is None:
             raise UnusableSecret(f"There is no {name!r} in {self.path}; it names {', '.join(people) or 'nobody'}.")
         self._save(people)
+
+    def stamp(self, name: str) -> bytes | None:
+        """Bytes that are others with every password that the person is given; None for a name that is not there.
+
+        Raises UnusableSecret.
+        """
+        salt, key = self._read().get(name, _NOBODY)
+        return salt if key != _NOBODY[1] else None
 
     def check(self, name: str, password: str) -> bool:
         """Whether this is the person's password; takes as long for a name that is not there."""

@@ -1,6 +1,6 @@
 """What may be done in the overview of a service: each action has a page that says what it comes to, and asks again.
 
-Every action is kept among the run's events with the name of who asked for it.
+Every action is kept among the run's events with the name of who asked for it, and whether they proved it.
 """
 
 import shlex
@@ -22,6 +22,7 @@ from coordinator.moments import moment
 from coordinator.scenario import Scenario, parse_scenario
 from coordinator.service_desk import NotPossible, ServiceDesk
 from coordinator.submitting import MOST_RUNS
+from pages.access import Session
 from pages.gate import form_of, session_of
 
 LONGEST_NAME, LONGEST_REASON = 64, 500
@@ -34,7 +35,7 @@ class Asked:
     """A posted form."""
 
     fields: dict[str, str]
-    person: str | None  # who is signed in under a name
+    session: Session
 
     @property
     def confirmed(self) -> bool:
@@ -56,8 +57,19 @@ class Asked:
 
     @property
     def who(self) -> str:
-        """Who asks: the name they signed in under, or the one they give. Raises NotPossible."""
-        return self.person or self.sentence("asked_by", "Your name", LONGEST_NAME)
+        """Who asks: the name they signed in under, or the one they give; marked if only stated. Raises NotPossible."""
+        session = self.session
+        return session.signed(session.person or self.sentence("asked_by", "Your name", LONGEST_NAME))
+
+    @property
+    def answers(self) -> str:
+        """Who answers for what is skipped: who asks, if they proved their name; else whom they name, marked as stated.
+
+        Raises NotPossible.
+        """
+        session = self.session
+        named = "" if session.proven else self.sentence("by", "The name of who answers for it", LONGEST_NAME)
+        return session.signed(named)
 
 
 def action_router(pages: Pages) -> APIRouter:
@@ -75,7 +87,7 @@ def action_router(pages: Pages) -> APIRouter:
             fields = {
                 name: text.replace("\r\n", "\n") for name, text in form_of(request).items()
             }  # as browsers send it
-            asked = Asked(fields, session_of(request).person or None)
+            asked = Asked(fields, session_of(request))
         except ValueError as error:
             raise HTTPException(HTTPStatus.BAD_REQUEST, "The form could not be read.") from error
         status, said = HTTPStatus.OK, []
@@ -135,7 +147,7 @@ def action_router(pages: Pages) -> APIRouter:
             stop, site = asked.text("stop"), asked.text("rehearsal_at") or None
             if not (stop.isascii() and stop.isdecimal() and len(stop) < 10):
                 raise NotPossible("It is not said which stop; choose one.")
-            by = asked.sentence("by", "The name of who answers for it", LONGEST_NAME)
+            by = asked.answers
             why = asked.sentence("why", "The reason", LONGEST_REASON)
             who = asked.who
             if asked.confirmed:

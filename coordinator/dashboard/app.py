@@ -23,6 +23,7 @@ from coordinator.store import StoreUnusable
 from coordinator.superlink import NoSuperLink
 from pages.access import Access
 from pages.application import LOOPBACK, create_app, problem_for, templates_beside
+from pages.credentials import People
 from pages.live import Live
 from pages.rendering import Link, Look
 
@@ -34,10 +35,14 @@ def overview_app(
     desk: ServiceDesk | None,
     token: str | None,
     *,
+    people: People | None = None,
     token_file: Path | None = None,
     hosts: frozenset[str] = LOOPBACK,
 ) -> FastAPI:
-    """The application. With `token` None everybody is let in, which only loopback may be told to do."""
+    """The application; besides who has the token, `people` sign in with passwords of their own.
+
+    With `token` None everybody is let in, which only loopback may be told to do.
+    """
     look = Look(
         name="Locum",
         kind="Overview",
@@ -52,7 +57,7 @@ def overview_app(
     routers = [page_router(pages), action_router(pages), api_router(overview)]
     live = Live(Pulse(overview))
     version = importlib.metadata.version("locum")
-    app = create_app(look, Access(token), routers, cookie=COOKIE, version=version, hosts=hosts, live=live)
+    app = create_app(look, Access(token, people), routers, cookie=COOKIE, version=version, hosts=hosts, live=live)
     app.state.overview = overview
     for fault in (StoreUnusable, NoSuperLink, NoReport):
         app.add_exception_handler(fault, _unavailable)

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from coordinator.dashboard.app import overview_app
 from coordinator.home import Home
-from coordinator.serve_config import TOKEN_FILE
 from coordinator.service_desk import ServiceDesk
 from pages.application import hosts_for
-from pages.credentials import token_at
+from pages.credentials import PEOPLE_FILE, TOKEN_FILE, People, token_at
 from pages.serving import Address, Server
 
 
@@ -23,12 +22,14 @@ def overview_at(
 ) -> Iterator[str]:
     """The overview at an address while the block lasts; gives the address for browsers.
 
-    `token_file` is made if it is not there; with None nobody needs to sign in. `names` are those of this machine beside
-    the address. Raises pages.serving.CannotListen, pages.credentials.UnusableSecret.
+    `token_file` is made if it is not there; with None nobody needs to sign in, and otherwise persons of the home may do
+    so with passwords of their own. `names` are those of this machine beside the address. Raises
+    pages.serving.CannotListen, pages.credentials.UnusableSecret.
     """
     address.check(signs_in=token_file is not None)
     token = None if token_file is None else token_at(token_file)
-    app = overview_app(home, desk, token, token_file=token_file, hosts=hosts_for(address.host, names))
+    people = People(home.folder / PEOPLE_FILE)
+    app = overview_app(home, desk, token, people=people, token_file=token_file, hosts=hosts_for(address.host, names))
     server = Server(app, address)
     place = server.start()
     try:

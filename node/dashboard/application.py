@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from node.dashboard.crossed import crossed_router
 from node.dashboard.data import data_router
-from node.dashboard.house import PEOPLE_FILE, TOKEN_FILE, House
+from node.dashboard.house import House
 from node.dashboard.now import now_router
 from node.dashboard.policy import policy_router
 from node.dashboard.reading import Reader
@@ -15,7 +15,7 @@ from node.dashboard.replay import replay_router
 from node.dashboard.scores import scores_router
 from pages.access import Access
 from pages.application import LOOPBACK, create_app
-from pages.credentials import People, token_at
+from pages.credentials import PEOPLE_FILE, TOKEN_FILE, People, token_at
 from pages.live import Live
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from node.dashboard.application import dashboard_for
-from node.dashboard.house import TOKEN_FILE
 from node.dashboard.reading import NoNode, open_reader
 from pages.application import hosts_for
-from pages.credentials import UnusableSecret
+from pages.credentials import TOKEN_FILE, UnusableSecret
 from pages.serving import Address, CannotListen, Server
 
 

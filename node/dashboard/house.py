@@ -8,6 +8,7 @@ from node.dashboard.jobs import Jobs
 from node.dashboard.reading import Reader
 from node.dashboard.traffic import Traffic
 from pages.application import templates_beside
+from pages.credentials import TOKEN_FILE
 from pages.rendering import Link, Look
 
 NAVIGATION = (
@@ -18,7 +19,6 @@ NAVIGATION = (
     Link("/replay", "Replay"),
     Link("/policy", "Policy"),
 )
-TOKEN_FILE, PEOPLE_FILE = "dashboard.token", "dashboard.people.json"
 
 
 @dataclass(frozen=True)

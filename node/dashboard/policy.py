@@ -22,7 +22,6 @@ from node.policy import Policy
 from node.policy_change import PolicyFault, change_policy
 from node.policy_file import PolicyFile
 from node.policy_words import KINDS, policy_in_words
-from pages.access import Session
 from pages.gate import form_of, session_of
 from protos.handover import Kind
 from protos.refusals import Refusal
@@ -122,14 +121,6 @@ def _copies(form: Mapping[str, str]) -> dict[str, float] | None:
     return {"most": share}
 
 
-def signed_by(session: Session, form: Mapping[str, str]) -> str:
-    """Who does it: the person who signed in with a password of their own, else the name that is stated."""
-    if session.proven:
-        return session.person
-    stated = form.get("by", "").strip()
-    return f"{stated} (name stated)" if stated else ""
-
-
 def policy_router(house: House) -> APIRouter:
     """The page `/policy` and what it is made of."""
     router = APIRouter()
@@ -166,7 +157,7 @@ def policy_router(house: House) -> APIRouter:
             changes = changes_of(form, now.policy or {})
             if not changes:
                 raise WrongForm("Nothing was changed.")
-            by, why = signed_by(session_of(request), form), form.get("why", "")
+            by, why = session_of(request).signed(form.get("by", "").strip()), form.get("why", "")
             change_policy(house.home, changes, by=by, why=why, seen=form.get("seen", ""))
         except (WrongForm, PolicyFault, Unsigned, ValueError, yaml.YAMLError) as fault:
             return show(request, str(fault), form, HTTPStatus.UNPROCESSABLE_ENTITY)
@@ -180,7 +171,7 @@ def policy_router(house: House) -> APIRouter:
         try:
             form = form_of(request)
             what = {"release": release, "withhold": withhold}[form.get("what", "")]
-            by, why = signed_by(session_of(request), form), form.get("why", "")
+            by, why = session_of(request).signed(form.get("by", "").strip()), form.get("why", "")
             what(house.home, form.get("handover", ""), by=by, why=why)
         except KeyError:
             return show(request, "Choose whether it is released or withheld.", status=HTTPStatus.UNPROCESSABLE_ENTITY)

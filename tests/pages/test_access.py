@@ -84,6 +84,37 @@ def test_sessions_end_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert door.session(first[0]) is None
 
 
+def test_a_persons_sessions_end_with_their_password(tmp_path: Path) -> None:
+    people = People(tmp_path / "people.json")
+    people.set_password("Ada", "correct horse")
+    people.set_password("Eve", "correct horse")
+    door = Access(TOKEN, people)
+
+    def opened(name: str, secret: str) -> str:
+        found = door.sign_in("here", name, secret)
+        assert found is not None
+        return found[0]
+
+    ada, eve, token = opened("Ada", "correct horse"), opened("Eve", "correct horse"), opened("Ada", TOKEN)
+    session = door.session(ada)
+    assert session is not None
+    assert (session.signed("Bob"), session.signed("")) == ("Ada", "Ada")
+    stated = door.session(token)
+    assert stated is not None
+    assert (stated.signed("Bob"), stated.signed("")) == ("Bob (name stated)", "")
+    people.set_password("Ada", "another horse")
+    assert (door.session(ada), door.session(token)) == (None, stated)
+    ada = opened("Ada", "another horse")
+    people.remove("Ada")
+    assert door.session(ada) is None
+    people.set_password("Ada", "another horse")
+    assert door.session(ada) is None
+    assert door.session(eve) is not None
+    people.path.write_text("{")
+    assert door.session(eve) is None
+    assert door.session(token) == stated
+
+
 def test_all_addresses_together_are_slowed_down_too(monkeypatch: pytest.MonkeyPatch) -> None:
     door = Access(TOKEN)
     for number in range(MOST_IN_ALL):

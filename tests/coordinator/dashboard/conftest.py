@@ -16,6 +16,7 @@ from coordinator.keys import server_keys
 from coordinator.service_desk import ServiceDesk
 from coordinator.store import EventRow, Run, ScoreRow, SiteRow, StopRow
 from coordinator.superlink import SuperLinkConfig
+from pages.credentials import PEOPLE_FILE, People
 from tests.browser import chromium
 from tests.conftest import Desk
 
@@ -74,12 +75,18 @@ class Asking:
         return self.text("/sites").partition('X-CSRF-Token": "')[2].partition('"')[0]
 
 
-def asking(home: Home, desk: ServiceDesk | None = None, token: str | None = TOKEN, name: str = "Dr Grey") -> Asking:
-    """Somebody who is signed in."""
-    app = overview_app(home, desk, token)
+def asking(
+    home: Home,
+    desk: ServiceDesk | None = None,
+    token: str | None = TOKEN,
+    name: str = "Dr Grey",
+    password: str | None = None,
+) -> Asking:
+    """Somebody who is signed in, by the token unless they have a password."""
+    app = overview_app(home, desk, token, people=People(home.folder / PEOPLE_FILE))
     client = TestClient(app, base_url=BASE, follow_redirects=False)
     if token is not None:
-        assert client.post("/sign-in", data={"name": name, "secret": token}).status_code == 303
+        assert client.post("/sign-in", data={"name": name, "secret": password or token}).status_code == 303
         assert COOKIE in client.cookies
     return Asking(app, client)
 

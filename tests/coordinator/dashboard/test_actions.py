@@ -4,10 +4,14 @@ import html
 
 import pytest
 from sqlalchemy import select
+from typer.testing import CliRunner
 
+from coordinator.cli import app
 from coordinator.store import EventRow, QueueRow, Run, StopRow
 from tests.conftest import TINY, Desk
 from tests.coordinator.dashboard.conftest import Asking, asking, service_desk
+
+SECRET = "correct horse"
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def test_a_scheduled_run_waits_and_says_who_asked(serving: tuple[Desk, Asking], 
     run = desk.row(scheduled)
     assert (run.scenario["training"]["steps"], run.scenario["seed"], run.status) == (2, 4, "pending")
     assert run.command == "locum schedule tiny.yaml --set=training.steps=2 --set=seed=4"
-    assert said(desk, scheduled)[-1] == "Dr Grey scheduled this run in the overview."
+    assert said(desk, scheduled)[-1] == "Dr Grey (name stated) scheduled this run in the overview."
     assert scheduled in asked.text("/").partition("Queue")[2]
     assert asked.client.get("/api/queue").json()["queue"][0]["run"] == scheduled
 
@@ -112,11 +116,11 @@ def test_a_run_is_cancelled_resumed_and_gone_on_without_a_stop(serving: tuple[De
     assert asked.post(f"/runs/{scheduled}/cancel") == (303, f"/runs/{scheduled}")
     assert desk.row(scheduled).status == "cancelled"
     assert rows(desk, QueueRow) == []
-    assert said(desk, scheduled)[-1] == "Dr Grey asked to cancel this run in the overview."
+    assert said(desk, scheduled)[-1] == "Dr Grey (name stated) asked to cancel this run in the overview."
     assert "Resume" in asked.text(f"/runs/{scheduled}")
 
     assert asked.post(f"/runs/{scheduled}/resume") == (303, f"/runs/{scheduled}")
-    assert said(desk, scheduled)[-1] == "Dr Grey resumed this run in the overview."
+    assert said(desk, scheduled)[-1] == "Dr Grey (name stated) resumed this run in the overview."
     assert asked.post(f"/runs/{scheduled}/cancel")[0] == 303
 
     with desk.home.store().transaction() as session:
@@ -131,9 +135,13 @@ def test_a_run_is_cancelled_resumed_and_gone_on_without_a_stop(serving: tuple[De
     assert desk.row(scheduled).stops[0].status == "pending"
     assert asked.post(f"/runs/{scheduled}/skip", confirm="yes", **reason)[0] == 303
     stop = desk.row(scheduled).stops[0]
-    assert (stop.status, stop.skipped_by, stop.skipped_why) == ("skipped", "Dr Bailey", "the ward is closed <b>")
-    assert said(desk, scheduled)[-1] == "Dr Grey had stop 0 skipped in the overview."
-    assert "by Dr Bailey: the ward is closed &lt;b&gt;" in asked.text(f"/runs/{scheduled}")
+    assert (stop.status, stop.skipped_by, stop.skipped_why) == (
+        "skipped",
+        "Dr Bailey (name stated)",
+        "the ward is closed <b>",
+    )
+    assert said(desk, scheduled)[-1] == "Dr Grey (name stated) had stop 0 skipped in the overview."
+    assert "by Dr Bailey (name stated): the ward is closed &lt;b&gt;" in asked.text(f"/runs/{scheduled}")
     for fields, sentence in (
         ({"stop": "0"}, "is skipped already"), ({"stop": "9"}, "has no stop 9"), ({"stop": "x"}, "which stop"),
         ({"stop": "\u0663"}, "which stop"), ({"stop": "1", "by": ""}, "is missing"),
@@ -142,6 +150,34 @@ def test_a_run_is_cancelled_resumed_and_gone_on_without_a_stop(serving: tuple[De
     ):  # fmt: skip
         status, page = asked.post(f"/runs/{scheduled}/skip", **{**reason, "confirm": "yes", **fields})
         assert (status, sentence in html.unescape(page)) == (409, True), fields
+
+
+def test_what_a_person_with_a_password_asks_for_carries_their_proven_name(desk: Desk) -> None:
+    desk.home.folder.mkdir()
+    given = CliRunner().invoke(
+        app, ["person", "Dr Roe", "--home", str(desk.home.folder)], input=f"{SECRET}\n{SECRET}\n"
+    )
+    assert given.exit_code == 0, given.stderr
+    asked = asking(desk.home, service_desk(desk.home), name="Dr Roe", password=SECRET)
+    fields = {"scenario": TINY, "asked_by": "Dr Grey", "at": "2099-01-01T00:00"}
+    assert "Your name" not in asked.text("/schedule")
+    assert asked.post("/schedule", confirm="yes", **fields)[0] == 303
+    (run,) = rows(desk, Run)
+    assert said(desk, run.id)[-1] == "Dr Roe scheduled this run in the overview."
+    assert asked.post(f"/runs/{run.id}/cancel", asked_by="Dr Grey")[0] == 303
+    with desk.home.store().transaction() as session:
+        session.add(StopRow(run_id=run.id, index=0, sites=["north"], action="visit"))
+    assert "<strong>Dr Roe</strong> answers for it" in asked.text(f"/runs/{run.id}/skip")
+    skip = {"stop": "0", "by": "Dr Grey", "why": "closed", "asked_by": "Dr Grey", "confirm": "yes"}
+    assert asked.post(f"/runs/{run.id}/skip", **skip)[0] == 303
+    assert desk.row(run.id).stops[0].skipped_by == "Dr Roe"
+    assert said(desk, run.id)[-1] == "Dr Roe had stop 0 skipped in the overview."
+    assert not any("Dr Grey" in sentence for sentence in said(desk, run.id))
+
+    taken = CliRunner().invoke(app, ["person", "Dr Roe", "--remove", "--home", str(desk.home.folder)])
+    assert taken.exit_code == 0
+    assert asked.client.get("/").status_code == 303  # the session ended with the password
+    assert asked.client.post("/sign-in", data={"name": "Dr Roe", "secret": SECRET}).status_code == 403
 
 
 def test_what_is_done_cannot_be_cancelled(serving: tuple[Desk, Asking], scheduled: str) -> None:

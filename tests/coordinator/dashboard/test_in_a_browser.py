@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from coordinator.dashboard.serving import overview_at
+from pages.credentials import PEOPLE_FILE, People
 from pages.serving import Address
 from tests.browser import PATIENCE, visiting
 from tests.coordinator.dashboard.conftest import HOSTILE, Asking, Made
@@ -60,7 +61,7 @@ def test_a_run_is_scheduled_seen_and_another_cancelled(chromium: Browser, served
         shown = [cell.inner_text() for cell in rows.nth(1).locator("td").all()]
         assert shown == [f"{value:.3f}" for value in summary.matrix("dsc")[1]]
         expect(page.locator("figure[data-drawn]")).to_have_count(2)
-        expect(page.locator("#events")).to_contain_text("Dr Grey scheduled this run in the overview.")
+        expect(page.locator("#events")).to_contain_text("Dr Grey (name stated) scheduled this run in the overview.")
         visitor.look("overview-run")
 
         visitor.go("/sites")
@@ -79,8 +80,13 @@ def test_a_run_is_scheduled_seen_and_another_cancelled(chromium: Browser, served
         expect(page.locator("#now .badge").first).to_have_text("cancelled")
         wait_for(lambda: served.children("coordinator.worker") == [])
 
+        cancelled = page.url
+        page.get_by_role("button", name="Sign out").click()
+        People(home / PEOPLE_FILE).set_password("Dr Bailey", "correct horse")
+        visitor.sign_in("correct horse", "Dr Bailey")
+        page.goto(cancelled)
         page.get_by_role("link", name="Skip a stop").click()
-        page.get_by_label("Who answers for it").fill("Dr Bailey")
+        expect(page.get_by_text("Dr Bailey answers for it.")).to_be_visible()
         page.get_by_label("Why").fill("closed <b>for good</b>")
         visitor.look()
         page.get_by_role("button", name="Go on").click()

@@ -12,8 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from node.cli import app
-from node.dashboard.house import PEOPLE_FILE, TOKEN_FILE
-from pages.credentials import People
+from pages.credentials import PEOPLE_FILE, TOKEN_FILE, People
 
 ROOT = Path(__file__).parents[3]
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 
-from node.dashboard.house import TOKEN_FILE
+from pages.credentials import TOKEN_FILE
 from tests.node.dashboard.houses import Opened
 
 EXAMPLES = 5  # per operation and sense; raise it for a longer look

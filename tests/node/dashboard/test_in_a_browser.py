@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from node.dashboard.house import TOKEN_FILE
+from pages.credentials import TOKEN_FILE
 from pages.serving import Address, Server
 from tests.browser import visiting
 from tests.conftest import TINY, Desk

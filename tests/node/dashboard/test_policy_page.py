@@ -10,12 +10,11 @@ from flwr.app import Context, Message
 from playwright.sync_api import Browser, expect
 from starlette.testclient import TestClient
 
-from node.dashboard.house import PEOPLE_FILE, TOKEN_FILE
 from node.database import open_database
 from node.decisions import held_handovers
 from node.ledger import Ledger
 from node.policy import Policy
-from pages.credentials import People
+from pages.credentials import PEOPLE_FILE, TOKEN_FILE, People
 from pages.serving import Address, Server
 from protos.messages import pack_reply, pack_request, read_handover, read_request
 from tests.browser import visiting
