@@ -18,7 +18,7 @@ PATIENT_POLL_SECONDS = 0.5  # in a deployment whose SuperLink answers at once, w
 BACK_SECONDS = 2.0  # between two looks whether a node that was away is back
 HEARD_SECONDS = 60.0  # as long as a node may be taken to be there after its last answer
 PING_SECONDS = 30.0  # for a node to answer that it is there
-FIRST_LOOK, LAST_LOOK = 2.0, 60.0  # seconds between two looks whether a person has released what a site holds
+FIRST_LOOK, LAST_LOOK = 2.0, 50.0  # seconds between two looks whether a person released it; a node was heard of then
 
 # Flower's codes for a node that is not there, or was not long enough, and Locum's own for one that never was
 AWAY = "AWAY"  # a site's code when it was waited for in vain
@@ -126,6 +126,7 @@ class Exchange:
         while True:
             answer = sent if isinstance(sent, SiteFailure) else self._receive(question, sent)
             if self._patience is not None and isinstance(answer, SiteFailure) and answer.code == RefusalCode.HELD.name:
+                self._heard[site] = time.monotonic()
                 looks = looks or self._looks(site, self._patience(site))
                 if next(looks):
                     sent = self._send(question)

@@ -41,7 +41,7 @@ from node.policy_change import note_policy
 from node.policy_file import PolicyFile
 from node.privacy import Release, Updates, holds_update
 from node.settings import SiteSettings
-from node.waiting import Leaving, NowHeld, Waiting
+from node.waiting import IsHeld, Leaving, Waiting
 from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema, Kind
 from protos.messages import TYPES, VISIT, Request, pack_reply
@@ -200,7 +200,7 @@ class _Passage:
             return reply
         except KeyboardInterrupt:
             raise
-        except NowHeld:
+        except IsHeld:
             return _coded(self._message, Refusal(RefusalCode.HELD))
         except BaseException as error:
             return self._turn_back(_refusal_for(error))
@@ -218,7 +218,7 @@ class _Passage:
             reply, also = self._release(plain_copy(content), admitted)
             if not self._ledger.holds(self._entry):
                 self._record(self._entry, also)
-        except NowHeld:
+        except IsHeld:
             return _coded(self._message, Refusal(RefusalCode.HELD))
         except BaseException as error:
             return self._turn_back(_refusal_for(error))

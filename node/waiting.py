@@ -28,15 +28,15 @@ class Leaving:
     updates: Updates | None
 
 
-class NowHeld(Exception):
-    """The answer does not leave now: it is kept until a person decides, and the ledger says so."""
+class IsHeld(Exception):
+    """The answer does not leave now: it is kept until a person decides, and the ledger says so since that began."""
 
 
 class Waiting:
     """A visit's question at a site where its answer may have to wait, or did already.
 
-    `released` is that answer, to be checked once more, if a person released it; None if there is none. Raises Refusal
-    (HELD, WITHHELD) while it waits, or when a person decided that it stays.
+    `released` is that answer, to be checked once more, if a person released it; None if there is none. Raises IsHeld
+    while it waits, Refusal (WITHHELD) when a person decided that it stays.
     """
 
     def __init__(self, handovers: HeldHandovers, request: Request, arrived: Handover) -> None:
@@ -55,7 +55,7 @@ class Waiting:
     ) -> tuple[Crossing, Callable[[Connection], None]]:
         """The entry of an answer that leaves now, and what is to be written with it.
 
-        Raises NowHeld, once it is kept and that has an entry of its own, when a person has to decide first; Refusal
+        Raises IsHeld, once it is kept and that has an entry of its own, when a person has to decide first; Refusal
         (POLICY) when updates are protected otherwise by now.
         """
         held, name = self._held, name_of(self._question, leaving.manifest, leaving.metrics)
@@ -67,7 +67,7 @@ class Waiting:
         if held is None and not policy_holds:
             return entry, lambda connection: None
         self._keep(leaving, name, entry)
-        raise NowHeld
+        raise IsHeld
 
     def _keep(self, leaving: Leaving, name: str, entry: Crossing) -> None:
         spent = None if leaving.updates is None else self._handovers.epsilon_after(leaving.updates)
@@ -100,5 +100,5 @@ class Waiting:
             _log.error("%s The visit is made again.", damaged)
             return None
         if held.state is State.WAITING:
-            raise Refusal(RefusalCode.HELD, f"It waits for a person's decision: {held.handover}")
+            raise IsHeld
         return pack_reply(self._request, handover, held.metrics)

@@ -105,8 +105,8 @@ def test_what_a_person_has_to_release_waits_and_leaves_once(deployed: Deployment
     assert outcome(deployed.desk.row(run)) == outcome(desk.row(plain))
 
     def visits(desk: Desk, run: str) -> list[Any]:
-        """What became of the visit; how often the coordinator asked meanwhile, the clock decides."""
-        return [entry for entry in crossings(desk, "east", run) if entry[1] == VISIT and entry[2] != "refused"]
+        """What became of the visit, however often the coordinator asked meanwhile."""
+        return [entry for entry in crossings(desk, "east", run) if entry[1] == VISIT]
 
     assert visits(deployed.desk, run) == visits(desk, plain)
     assert [entry[2] for entry in visits(desk, plain)] == ["allowed", "held", "released", "allowed", "allowed"]

@@ -75,7 +75,6 @@ def test_in_process_the_run_fails_and_is_resumed_after_the_release(desk: Desk, u
     assert visits(desk, "east") == [
         ("in", "allowed"),
         ("out", "held"),
-        ("in", "refused"),
         ("here", "released"),
         ("in", "allowed"),
         ("out", "allowed"),
@@ -109,7 +108,7 @@ def test_patience_ends_and_the_visit_is_not_made_again(desk: Desk, undisturbed: 
     home, run = home_of(desk, "east"), desk.begin("patience.wait=0.02 s")
     with pytest.raises(VisitFailed, match=r"east: nobody released what is to leave within 0\.02 s; .* \[UNRELEASED\]$"):
         carry_out(run, desk.home, device="cpu", listener=Person(), engine=Patient())
-    assert len(visits(desk, "east")) > 2
+    assert visits(desk, "east") == [("in", "allowed"), ("out", "held")]
     release(home, held_handovers(home)[0].handover, **SIGNED)
     carry_out(run, desk.home, device="cpu", listener=Listener(), engine=Patient())
     assert outcome(desk.row(run)) == undisturbed

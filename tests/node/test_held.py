@@ -66,10 +66,25 @@ def test_nothing_of_it_crosses_before_it_is_released(site: Site) -> None:
         assert each.data[:16] not in crossed
     assert site.visit().error.code == RefusalCode.HELD
     assert site.visits == 1
-    assert site.verdicts() == [("in", "allowed", ""), ("out", "held", "HELD"), ("in", "refused", "HELD")]
+    assert site.verdicts() == [("in", "allowed", ""), ("out", "held", "HELD")]
     held = site.crossings()[1]
     assert (held.kind_bytes, held.metrics, held.privacy) == ("{}", "{}", None)
     assert held.manifest is not None
+
+
+def test_however_often_it_is_asked_for_a_wait_is_one_entry(site: Site) -> None:
+    for _ in range(5):
+        assert site.visit().error.code == RefusalCode.HELD
+    assert site.verdicts() == [("in", "allowed", ""), ("out", "held", "HELD")]
+    (site.home / FILE).write_text("hold: [weights]\n")
+    for _ in range(2):
+        assert site.visit().error.code == RefusalCode.HELD
+    assert [entry.verdict for entry in site.ledger().entries()] == ["changed", "allowed", "held", "changed"]
+    (site.home / FILE).write_text("kinds: []\n")
+    for _ in range(2):  # a refusal is no wait
+        assert site.visit().error.code == RefusalCode.POLICY
+    assert site.verdicts()[2:] == [("in", "refused", "POLICY")] * 2
+    assert site.visits == 1
 
 
 def test_after_a_release_it_leaves_as_it_would_have_without_a_hold(site: Site, tmp_path: Path) -> None:
