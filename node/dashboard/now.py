@@ -12,7 +12,7 @@ from node.dashboard.entries import Filter, entries_page
 from node.dashboard.house import House
 from node.dashboard.sentences import happenings
 from node.dashboard.traffic import ChartShown
-from node.dashboard.visits import at_work, last_visit, loss_chart, outlook
+from node.dashboard.visits import at_work, last_visit, loss_chart, outlook, waits
 
 TOLD = 120  # entries that are looked at for sentences
 
@@ -46,11 +46,23 @@ class HappeningShown(BaseModel):
     bad: bool
 
 
+class WaitShown(BaseModel):
+    """A handover that is ready to leave since a time; `released_by` is null until a named person has released it."""
+
+    run: str
+    stop: int
+    round: int
+    since: str
+    released_by: str | None
+    released: str | None
+
+
 class NowShown(BaseModel):
     """What the node is doing; `at_work` is null while it waits."""
 
     site: str
     at_work: WorkShown | None
+    waiting: list[WaitShown]
     happened: list[HappeningShown]
 
 
@@ -72,7 +84,7 @@ def now_router(house: House) -> APIRouter:
 
     @router.get("/api/now")
     def now() -> NowShown:
-        """What the node is doing, and the newest happenings."""
+        """What the node is doing, what is ready to leave, and the newest happenings."""
         found = at_work(house.reader)
         shown = None
         if found is not None:
@@ -81,8 +93,10 @@ def now_router(house: House) -> APIRouter:
                 since=found.since, step=found.step, steps=found.steps, loss=found.loss, last_sign=found.sign,
                 device=found.device, memory=found.memory, left_seconds=found.left_seconds,
             )  # fmt: skip
-        told = [HappeningShown(**vars(one)) for one in _happened(house)["happened"]]
-        return NowShown(site=house.site, at_work=shown, happened=told)
+        beside = _happened(house)
+        told = [HappeningShown(**vars(one)) for one in beside["happened"]]
+        waiting = [WaitShown(**vars(one)) for one in beside["waiting"]]
+        return NowShown(site=house.site, at_work=shown, waiting=waiting, happened=told)
 
     @router.get("/api/visits/{run}/{stop}/loss")
     def loss(run: RunName, stop: StopNumber) -> ChartShown:
@@ -107,5 +121,5 @@ def _happened(house: House) -> dict[str, Any]:
         "happened": happenings(page.rows),
         "outlook": outlook(house.reader),
         "site": house.site,
-        "waiting": house.reader.waiting(),
+        "waiting": waits(house.reader),
     }

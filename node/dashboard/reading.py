@@ -16,6 +16,8 @@ from node.policy_file import FILE as POLICY_FILE
 from node.progress_store import Standing
 from node.settings import SITE_FILE, SiteSettings
 
+STILL_HERE = HeldRow.state.in_((State.WAITING, State.RELEASED))  # of a handover: it has not left yet, and may
+
 
 class NoNode(Exception):
     """There is no node's folder here; one sentence."""
@@ -56,7 +58,7 @@ class Reader:
                 .order_by(Standing.time.desc())
                 .limit(1)
             ).first()
-            waiting = select(func.count(), func.max(HeldRow.since)).where(HeldRow.state == State.WAITING)
+            waiting = select(func.count(), func.max(HeldRow.since), func.max(HeldRow.decided)).where(STILL_HERE)
             held = tuple(connection.execute(waiting).one())
         return {
             "ledger": ledger,
@@ -64,10 +66,6 @@ class Reader:
             "standing": None if standing is None else tuple(standing),
             "policy": _state_of(self.home / POLICY_FILE),
         }
-
-    def waiting(self) -> int:
-        """How many handovers wait for a person's decision."""
-        return int(self.scalar(select(func.count()).select_from(HeldRow).where(HeldRow.state == State.WAITING)) or 0)
 
     def settings(self) -> SiteSettings | None:
         """Where the site's data lie: as the newest run found it, or as the node that is served was told."""

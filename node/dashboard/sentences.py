@@ -53,7 +53,7 @@ def _rounds_of(entry: EntryShown) -> tuple[str, int | None] | None:
 
 def _in_one(group: list[EntryShown]) -> Happening:
     newest, oldest = group[0], group[-1]
-    left = [entry for entry in group if entry.direction == "out"]
+    left = [entry for entry in group if entry.direction == "out" and entry.verdict == "allowed"]
     each = f", the last time{_cargo(left[0])}" if left else ""
     said = (
         f"From {words.clock(oldest.time)} to {words.clock(newest.time)} the model came in rounds and left "
@@ -66,6 +66,8 @@ def sentence(entry: EntryShown) -> str:
     """What an entry tells, to go on from a time: `the model left with 1.9 MB of weights.`"""
     if not entry.passed:
         return _not_passed(entry)
+    if entry.verdict == "held":
+        return f"the model was ready to leave, and waits until a named person decides ({_where(entry)})."
     if entry.direction == "here" or entry.verdict != "allowed":
         return entry.detail or f"{entry.verdict}: {entry.message_type}."
     cargo = _cargo(entry)

@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import Row, func, select
 
 from node.asked import AskedRun
-from node.dashboard.reading import Reader
+from node.dashboard.reading import STILL_HERE, Reader
 from node.dashboard.traffic import AxisShown, ChartShown, SeriesShown
+from node.held import HeldRow
 from node.ledger import Direction, Entry, Verdict
 from node.progress_store import LossNote, Standing
 from protos.plan import Plan
@@ -152,12 +153,41 @@ def last_visit(reader: Reader) -> tuple[str, int] | None:
 
 
 @dataclass(frozen=True)
+class Waits:
+    """A handover that is ready to leave: a person has to decide, or one who released it did and nobody asked since."""
+
+    run: str
+    stop: int
+    round: int
+    since: str  # time, UTC in ISO format
+    released_by: str | None
+    released: str | None  # time
+
+    @property
+    def named(self) -> str:
+        """For a sentence."""
+        return f"the handover of stop {self.stop}{f', round {self.round}' if self.round else ''} of {self.run}"
+
+
+def waits(reader: Reader) -> list[Waits]:
+    """What is ready to leave and has not left, oldest first."""
+    columns = (HeldRow.run, HeldRow.stop, HeldRow.round, HeldRow.since, HeldRow.by, HeldRow.decided)
+    rows = reader.rows(select(*columns).where(STILL_HERE).order_by(HeldRow.since))
+    return [Waits(*row) for row in rows]
+
+
+@dataclass(frozen=True)
 class Outlook:
-    """How far a run has come at this site: stops that it was visited at, the last one that it was scored after."""
+    """How far a run has come at this site: stops that it was visited at, the last one that it was scored after.
+
+    `learning` says that it is visited now, `held` that what a visit made has not left.
+    """
 
     known: RunKnown
     visited: Sequence[int]
     scored: int | None
+    learning: bool = False
+    held: bool = False
 
     def sentence(self, site: str) -> str:
         """What is still to come of the run."""
@@ -165,6 +195,10 @@ class Outlook:
         if self.known.unseen:
             return "This site is only scored: the model learns nothing here."
         order = f"This site is number {sites.index(site) + 1} of {len(sites)} in its order." if site in sites else ""
+        if self.learning:
+            return f"{order} The model is learning here now.".strip()
+        if self.held:
+            return f"{order} The model has learnt here, and what it learnt has not left yet.".strip()
         if not self.visited:
             return f"{order} The model has not learnt here yet; it comes when the sites before are done.".strip()
         if self.scored is None or self.scored < max(self.visited):
@@ -188,11 +222,13 @@ def visited_stops(reader: Reader, run: str) -> set[int]:
 
 def outlook(reader: Reader, limit: int = 3) -> list[Outlook]:
     """The newest runs with how far each has come."""
-    found = []
+    found, work, held = [], at_work(reader), {one.run for one in waits(reader)}
+    learning = work.run if work is not None and work.message_type == VISIT else None
     for known in runs(reader, limit):
         of_run = (Entry.run == known.run, Entry.direction == Direction.OUT, Entry.verdict == Verdict.ALLOWED)
         scored = reader.scalar(select(func.max(Entry.stop)).where(*of_run, Entry.message_type == SCORE))
-        found.append(Outlook(known, sorted(visited_stops(reader, known.run)), scored))
+        visited = sorted(visited_stops(reader, known.run))
+        found.append(Outlook(known, visited, scored, known.run == learning, known.run in held))
     return found
 
 

@@ -266,7 +266,7 @@ def test_an_untouched_node_has_pages_too(tmp_path: Path) -> None:
     assert opened.house.site == "north"
     for path in ("/", "/crossed"):
         assert opened.client().get(path).status_code == 200
-    assert opened.client().get("/api/now").json() == {"site": "north", "at_work": None, "happened": []}
+    assert opened.client().get("/api/now").json() == {"site": "north", "at_work": None, "waiting": [], "happened": []}
     assert HOSTILE not in opened.client().get("/").text
 
 

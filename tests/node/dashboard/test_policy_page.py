@@ -146,7 +146,11 @@ def test_what_waits_is_released_in_somebodys_name_and_leaves_once(node: Node) ->
     page = client.get("/policy").text
     assert held.handover in page
     assert "Release: let it leave" in page
-    assert "1 handover waits here until a named person decides" in client.get("/").text
+    first = client.get("/").text
+    assert "the handover of stop 2 of run-1 waits until a named person decides" in first
+    assert re.search(r"At [\d:]+ the model was ready to leave, and waits until a named person decides", first)
+    (waiting,) = client.get("/api/now").json()["waiting"]
+    assert (waiting["run"], waiting["stop"], waiting["released_by"]) == ("run-1", 2, None)
     shown = client.get("/api/policy").json()["waiting"][0]
     assert (shown["handover"], shown["tensors"], shown["finite"]) == (held.handover, 3, True)
     for fields in ({"what": "burn"}, {"what": "release", "by": ""}, {"what": "release", "handover": "0" * 64}):
@@ -155,7 +159,9 @@ def test_what_waits_is_released_in_somebodys_name_and_leaves_once(node: Node) ->
     assert post(client, "/policy/held", handover=held.handover, what="release").status_code == 303
     assert "Ada (name stated) released" in client.get("/policy").text
     assert held.handover not in client.get("/policy/waiting").text
+    assert "Ada (name stated) released the handover of stop 2 of run-1 at " in client.get("/now/happened").text
     left = visited(node)
+    assert client.get("/api/now").json()["waiting"] == []
     assert not left.has_error()
     assert read_handover(left.content) == small_handover(0.5)
 
