@@ -173,7 +173,7 @@ def waits(reader: Reader) -> list[Waits]:
     """What is ready to leave and has not left, oldest first."""
     columns = (HeldRow.run, HeldRow.stop, HeldRow.round, HeldRow.since, HeldRow.by, HeldRow.decided)
     rows = reader.rows(select(*columns).where(STILL_HERE).order_by(HeldRow.since))
-    return [Waits(*row) for row in rows]
+    return [Waits(row.run, row.stop, row.round, row.since, row.by, row.decided) for row in rows]
 
 
 @dataclass(frozen=True)
