@@ -16,7 +16,7 @@ from coordinator.store import sqlite_url
 from coordinator.tables import Comparison
 
 TITLES: dict[Score, str] = {"dsc": "DSC, %", "asd": "ASD, mm (pixels for pictures)"}
-SHOWN = ("overall", "gap", "bwt", "rem", "tl", "cl")
+SHOWN = ("overall", "gap", "bwt", "rem", "fwt", "tl", "cl")
 
 
 def tables(found: Comparison) -> Iterator[str]:
