@@ -71,13 +71,20 @@ def visits(served: Served, site: str, run: str) -> list[str]:
     return [entry.verdict for entry in left_with_visits(desk, site, run)]
 
 
+def under_way(node: Path, run: str, stop: int) -> bool:
+    """Whether steps of the visit have been taken at the node with this folder."""
+    query = select(Standing.step).where(Standing.run == run, Standing.stop == stop)
+    with open_database(node).connect() as connection:
+        return connection.execute(query).first() is not None
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("hours", [3, -4])
 def test_all_clocks_jump_in_the_middle_of_a_visit(hours: float, jumping: Jumping, expected: Desk) -> None:
     served = jumping.served
     jumping.clock.jump(0)
     (run,) = served.schedule(f"--set={LONG}")
-    served.wait_for_event(run, "stepped")
+    wait_for(lambda: under_way(served.folder / "north", run, 0))
     jumping.clock.jump(hours)
     watched = served.ask("watch", run)
     assert watched.status == 0, watched.err
@@ -121,13 +128,7 @@ def test_a_node_whose_clock_jumps_is_waited_for(hours: float, tmp_path: Path) ->
             clock.jump(0)
 
     def jump_in_the_visit() -> None:
-        query = select(Standing.step).where(Standing.run == run, Standing.stop == 1)
-
-        def under_way() -> bool:
-            with open_database(east.home).connect() as connection:
-                return connection.execute(query).first() is not None
-
-        wait_for(under_way)
+        wait_for(lambda: under_way(east.home, run, 1))
         clock.jump(hours)
 
     jumping = Thread(target=jump_in_the_visit)
