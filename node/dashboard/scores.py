@@ -16,7 +16,7 @@ from node.dashboard.reading import Reader
 from node.dashboard.traffic import AxisShown, ChartShown, SeriesShown
 from node.dashboard.visits import SCORE, RunKnown, metrics_of, run_known, runs, visited_stops
 from node.records import CaseScoreRow
-from node.shown import Predictions, drawn_file
+from node.shown import RUNS, Predictions, drawn_file
 
 CASES = 100  # of one stop, in the page's table
 STOPS = 100  # rows of its column, the newest
@@ -204,6 +204,7 @@ def scores_router(house: House) -> APIRouter:
             "at": at,
             "cases": cases,
             "pictures": drawn(house, known),
+            "kept_runs": RUNS,
         }
 
     @router.get("/scores", include_in_schema=False)

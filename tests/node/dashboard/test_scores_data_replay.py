@@ -2,6 +2,7 @@
 
 import html
 import re
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from node.database import open_database
 from node.records import CaseScoreRow
 from node.shown import RUNS, Predictions, WorstCases, keep_replays
 from tests.conftest import Desk
-from tests.node.dashboard.houses import HOSTILE_CASE, Opened
+from tests.node.dashboard.houses import HOSTILE_CASE, Opened, copy_of
 from tests.node.guarded import request as asked_for
 
 TRAVERSALS = (
@@ -113,6 +114,17 @@ def test_the_worst_cases_are_drawn_beside_their_truth(opened: Opened, asked: Tes
         assert answer.headers["cache-control"] == "no-store"
     for folder in (opened.home / "shown").rglob("*"):
         assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == 0, folder
+
+
+def test_where_there_are_no_pictures_the_page_says_why(
+    opened: Opened, asked: TestClient, run: str, tmp_path: Path
+) -> None:
+    earlier = asked.get(f"/scores?run={run}&stop=0").text
+    assert "/scores/picture" not in earlier
+    assert f'<a href="/scores?run={run}&amp;stop=2">see them after stop 2</a>' in earlier
+    home = copy_of(opened.home, tmp_path / "north")
+    shutil.rmtree(home / "shown")
+    assert "No segmentation of this run is kept any more" in Opened.of(home).client().get("/scores").text
 
 
 @pytest.mark.parametrize("case", TRAVERSALS)
