@@ -8,13 +8,10 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from node.dashboard.entries import Filter, entries_page
 from node.dashboard.house import House
 from node.dashboard.sentences import happenings
 from node.dashboard.traffic import ChartShown
 from node.dashboard.visits import at_work, last_visit, loss_chart, outlook, waits
-
-TOLD = 120  # entries that are looked at for sentences
 
 RunName = Annotated[str, Path(max_length=80)]
 StopNumber = Annotated[int, Path(ge=0, lt=2**32)]
@@ -116,9 +113,8 @@ def _work(house: House) -> dict[str, Any]:
 
 
 def _happened(house: House) -> dict[str, Any]:
-    page = entries_page(house.reader, Filter(), None, None, TOLD)
     return {
-        "happened": happenings(page.rows),
+        "happened": happenings(house.reader),
         "outlook": outlook(house.reader),
         "site": house.site,
         "waiting": waits(house.reader),

@@ -93,7 +93,9 @@ def column(reader: Reader, known: RunKnown) -> ColumnShown:
 def _after(known: RunKnown, stop: int) -> str:
     """The site of a stop, where stops follow the order of the sites; else its number alone."""
     sites = known.plan.sites
-    return sites[stop] if stop < len(sites) and known.plan.strategy.name != "joint" else f"stop {stop}"
+    if known.at_once:
+        return "all sites at once"
+    return sites[stop] if stop < len(sites) else "another stop"
 
 
 def forgetting(stops: Sequence[StopScore], unseen: bool) -> str:

@@ -1,12 +1,17 @@
-"""What happened, in plain sentences: one per entry of the ledger that a person would want to know of."""
+"""What happened, in plain sentences: one for every entry of the ledger that a person would want to know of."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby
 
-from node.dashboard.entries import EntryShown
-from node.dashboard.visits import DESCRIBE, PROGRESS, SCORE, VISIT
+from sqlalchemy import and_, func, not_, select
+
+from node.dashboard.entries import EntryShown, Filter, entries_page
+from node.dashboard.reading import Reader
+from node.dashboard.visits import DESCRIBE, INTRODUCE, PROGRESS, SCORE, VISIT
+from node.ledger import Direction, Entry, Verdict
 from pages import words
+
+TOLD, LOOKS = 120, 5  # entries that are looked at for sentences at once, and how often
+MOST_OF_A_STOP = 20_000  # entries of rounds that are told of in one sentence
 
 _NAMES = {"weights": "weights", "importance": "importance", "prompts": "prompts", "generator": "a generator"}
 
@@ -15,6 +20,7 @@ _SUBJECTS = {
     SCORE: "a scoring",
     DESCRIBE: "a question for counts",
     PROGRESS: "a question for progress",
+    INTRODUCE: "a question for software and policy",
 }
 
 
@@ -28,38 +34,65 @@ class Happening:
     bad: bool
 
 
-def happenings(entries: Iterable[EntryShown], most: int = 30) -> list[Happening]:
-    """The sentences of these entries, newest first, without those that only say how far a visit is.
+def happenings(reader: Reader, most: int = 30) -> list[Happening]:
+    """What happened last, newest first, without what only says how far a visit is.
 
-    The rounds of a stop that asks a site many times become one sentence.
+    The rounds of a stop that asks a site many times become one sentence, however many they are.
     """
     told: list[Happening] = []
-    shown = (entry for entry in entries if entry.message_type != PROGRESS or not entry.passed)
-    for rounds, group in groupby(shown, key=_rounds_of):
-        if rounds is None:
-            told += [Happening(e.seq, e.time, f"At {words.clock(e.time)} {sentence(e)}", not e.passed) for e in group]
-        else:
-            told.append(_in_one(list(group)))
-        if len(told) >= most:
+    before = None
+    for _ in range(LOOKS):
+        page = entries_page(reader, Filter(), before, None, TOLD)
+        for entry in page.rows:
+            if len(told) == most:
+                return told
+            if before is not None and entry.seq >= before:
+                continue  # of rounds that are told of
+            if _is_round(entry):
+                happening, before = _in_one(reader, entry)
+                told.append(happening)
+            elif entry.message_type != PROGRESS or not entry.passed:
+                said = f"At {words.clock(entry.time)} {sentence(entry)}"
+                told.append(Happening(entry.seq, entry.time, said, not entry.passed))
+        if page.older is None:
             break
-    return told[:most]
+        before = min(page.older, before or page.older)
+    return told
 
 
-def _rounds_of(entry: EntryShown) -> tuple[str, int | None] | None:
-    """Run and stop of one of many rounds; None for everything else."""
-    many = entry.round is not None and entry.round > 0 and entry.message_type == VISIT and entry.passed
-    return (entry.run, entry.stop) if many else None
+def _is_round(entry: EntryShown) -> bool:
+    """Whether it is of one of many rounds."""
+    return entry.round is not None and entry.round > 0 and entry.message_type == VISIT and entry.passed
 
 
-def _in_one(group: list[EntryShown]) -> Happening:
-    newest, oldest = group[0], group[-1]
-    left = [entry for entry in group if entry.direction == "out" and entry.verdict == "allowed"]
-    each = f", the last time{_cargo(left[0])}" if left else ""
-    said = (
-        f"From {words.clock(oldest.time)} to {words.clock(newest.time)} the model came in rounds and left "
-        f"{words.count(len(left), 'time')}{each} ({_where(newest)})."
+def _in_one(reader: Reader, newest: EntryShown) -> tuple[Happening, int]:
+    """The rounds up to this entry in one sentence, and the number of their first entry.
+
+    They go back to the last entry that is of something else, or is a refusal, but no more than MOST_OF_A_STOP entries.
+    """
+    same = (Entry.run == newest.run, Entry.stop == newest.stop, Entry.verdict.in_((Verdict.ALLOWED, Verdict.HELD)))
+    other = not_(and_(*same, Entry.message_type.in_((VISIT, PROGRESS)), Entry.direction != Direction.HERE))
+    earliest = max(0, newest.seq - MOST_OF_A_STOP)
+    between = (Entry.seq > earliest, Entry.seq < newest.seq)
+    last_other = reader.scalar(select(Entry.seq).where(*between, other).order_by(Entry.seq.desc()).limit(1))
+    first = (last_other or earliest) + 1
+    left = (
+        Entry.run == newest.run,
+        Entry.stop == newest.stop,
+        Entry.message_type == VISIT,
+        Entry.verdict == Verdict.ALLOWED,
+        Entry.direction == Direction.OUT,
+        Entry.seq.between(first, newest.seq),
     )
-    return Happening(newest.seq, newest.time, said, False)
+    times = int(reader.scalar(select(func.count()).where(*left)) or 0)
+    began = reader.scalar(select(Entry.time).where(Entry.seq == first)) or newest.time
+    last = entries_page(reader, Filter(way="out", run=newest.run), newest.seq + 1, None, 1).rows
+    each = f", the last time{_cargo(last[0])}" if times and last and last[0].kind_bytes else ""
+    said = (
+        f"From {words.clock(began)} to {words.clock(newest.time)} the model came in rounds and left "
+        f"{words.count(times, 'time')}{each} ({_where(newest)})."
+    )
+    return Happening(newest.seq, newest.time, said, False), first
 
 
 def sentence(entry: EntryShown) -> str:
@@ -84,6 +117,10 @@ def sentence(entry: EntryShown) -> str:
             return f"the coordinator asked how many cases there are ({entry.run})."
         case ("out", "query.describe"):
             return f"counts left: {_numbers(entry)} ({entry.run})."
+        case ("in", "query.introduce"):
+            return f"the coordinator asked what software this node runs and what its policy changes ({entry.run})."
+        case ("out", "query.introduce"):
+            return f"{words.count(len(entry.metrics), 'number')} left about software and policy ({entry.run})."
     way = "arrived" if entry.direction == "in" else "left"
     return f"a message of type {entry.message_type} {way}{cargo}."
 

@@ -18,6 +18,7 @@ from protos.plan import Plan
 
 # Flower's message types as protos/messages.py has them, which would bring all of Flower.
 VISIT, SCORE, DESCRIBE, PROGRESS = "train.visit", "evaluate.score", "query.describe", "query.progress"
+INTRODUCE = "query.introduce"
 SILENT_SECONDS = 120  # without a sign of life the work may have died
 
 
@@ -37,6 +38,16 @@ class RunKnown:
             return cls(row.run, row.first, row.unseen, Plan.model_validate_json(row.plan))
         except ValueError:
             return None
+
+    @property
+    def at_once(self) -> bool:
+        """Whether all sites learn at its one stop; the strategies themselves would bring PyTorch."""
+        return self.plan.strategy.name.startswith("joint")
+
+    @property
+    def last_stop(self) -> int:
+        """The number of its last stop."""
+        return 0 if self.at_once else len(self.plan.sites) - 1
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -189,12 +200,19 @@ class Outlook:
     learning: bool = False
     held: bool = False
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing of the run is to come as far as this node knows: its last stop is scored here."""
+        return self.scored is not None and self.scored >= self.known.last_stop
+
     def sentence(self, site: str) -> str:
         """What is still to come of the run."""
         sites = self.known.plan.sites
         if self.known.unseen:
-            return "This site is only scored: the model learns nothing here."
+            return "This site is only scored, after every stop; the model learns nothing here."
         order = f"This site is number {sites.index(site) + 1} of {len(sites)} in its order." if site in sites else ""
+        if self.known.at_once:
+            order = f"The model learns at {len(sites)} sites at once, in rounds."
         if self.learning:
             return f"{order} The model is learning here now.".strip()
         if self.held:
@@ -203,9 +221,7 @@ class Outlook:
             return f"{order} The model has not learnt here yet; it comes when the sites before are done.".strip()
         if self.scored is None or self.scored < max(self.visited):
             return f"{order} The model has learnt here; its scoring comes next.".strip()
-        if self.scored < len(sites) - 1:
-            return f"{order} The model has learnt here; it is scored here again after every further stop.".strip()
-        return f"{order} The model has learnt here, and the last stop of the order is scored.".strip()
+        return f"{order} The model has learnt here; it is scored here again after every further stop.".strip()
 
 
 def visited_stops(reader: Reader, run: str) -> set[int]:
@@ -221,7 +237,7 @@ def visited_stops(reader: Reader, run: str) -> set[int]:
 
 
 def outlook(reader: Reader, limit: int = 3) -> list[Outlook]:
-    """The newest runs with how far each has come."""
+    """Those of the newest runs that are not over, with how far each has come."""
     found, work, held = [], at_work(reader), {one.run for one in waits(reader)}
     learning = work.run if work is not None and work.message_type == VISIT else None
     for known in runs(reader, limit):
@@ -229,7 +245,7 @@ def outlook(reader: Reader, limit: int = 3) -> list[Outlook]:
         scored = reader.scalar(select(func.max(Entry.stop)).where(*of_run, Entry.message_type == SCORE))
         visited = sorted(visited_stops(reader, known.run))
         found.append(Outlook(known, visited, scored, known.run == learning, known.run in held))
-    return found
+    return [one for one in found if not one.over]
 
 
 def metrics_of(reader: Reader, run: str, message_type: str) -> dict[int, dict[str, float]]:

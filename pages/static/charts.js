@@ -5,6 +5,15 @@
 (() => {
   const HEIGHT = 240;
   const WHOLE = [1, 10, 100, 1000, 10000, 100000].flatMap((step) => [step, 2 * step, 5 * step]); // of steps and stops
+  const DAY = 86400; // seconds
+  // From so many seconds between two ticks on: how a tick reads, and what the first of a year, a month or a day adds.
+  const TIMES = [
+    [365 * DAY, "{YYYY}", null, null, null],
+    [28 * DAY, "{MMM}", "\n{YYYY}", null, null],
+    [DAY, "{D} {MMM}", "\n{YYYY}", null, null],
+    [60, "{HH}:{mm}", "\n{D} {MMM} {YYYY}", null, "\n{D} {MMM}"],
+    [1, "{HH}:{mm}:{ss}", "\n{D} {MMM} {YYYY}", null, "\n{D} {MMM}"],
+  ].map((row) => [...row, null, null, null, 1]);
   const UNITS = ["", "k", "M", "G", "T"];
   const drawn = new WeakMap();
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -31,6 +40,15 @@
 
   const arranged = (told, shape) => (shape === "bars" ? stacked(told.values) : told.values);
 
+  // One point has no width of its own, and a bar half of its own on either side.
+  const across = (shape, time) => (plot, least, most) => {
+    const places = plot.data[0];
+    if (places.length === 1) return [places[0] - (time ? 1800 : 1), places[0] + (time ? 1800 : 1)];
+    if (shape !== "bars") return [least, most];
+    const half = places.slice(1).reduce((gap, place, number) => Math.min(gap, place - places[number]), Infinity) / 2;
+    return [least - half, most + half];
+  };
+
   const options = (told, width, shape) => {
     const line = { stroke: colour("--ink"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
     const unit = told.series.length ? told.series[0].unit : "";
@@ -39,13 +57,16 @@
     return {
       width,
       height: HEIGHT,
-      scales: { x: { time: Boolean(told.x.time) } },
+      scales: {
+        x: { time: Boolean(told.x.time), range: across(shape, told.x.time) },
+        ...(bars ? { y: { range: (_, __, most) => [0, most * 1.05 || 1] } } : {}),
+      },
       axes: [
-        { ...line, label: told.x.label, labelSize: 22, ...(told.x.time ? {} : { incrs: WHOLE }) },
+        { ...line, label: told.x.label, labelSize: 22, ...(told.x.time ? { values: TIMES } : { incrs: WHOLE }) },
         { ...line, size: 70, values: (_, ticks) => ticks.map((tick) => amount(tick, unit)) },
       ],
       series: [
-        { label: told.x.label, ...(told.x.time ? {} : { value: (_, value) => amount(value, "") }) },
+        { label: told.x.label, value: told.x.time ? "{D} {MMM} {YYYY} {HH}:{mm}" : (_, value) => amount(value, "") },
         ...(bars ? numbers.reverse() : numbers).map((number) => ({
           label: told.series[number].label,
           stroke: colour(`--series-${(number % 8) + 1}`),

@@ -5,12 +5,13 @@ import io
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text
 from starlette.testclient import TestClient
 
-from node.dashboard.entries import Filter, entries_page
+from node.dashboard.entries import Filter
 from node.dashboard.reading import NoNode, open_reader
 from node.dashboard.sentences import happenings
 from node.database import open_database
@@ -218,11 +219,12 @@ def test_the_sentence_of_the_issue(asked: TestClient) -> None:
 
 
 def test_a_run_is_told_from_the_first_question_to_the_last_score(asked: TestClient, lived_in: Path) -> None:
-    page = entries_page(open_reader(lived_in), Filter(run=ledger(asked)[5]["run"]), None, None, 100)  # type: ignore[arg-type]
-    told = [one.sentence for one in reversed(happenings(page.rows))]
+    told = [one.sentence for one in reversed(happenings(open_reader(lived_in)))]
     patterns = [
         "the coordinator asked how many cases there are",
         "counts left: ",
+        "the coordinator asked what software this node runs",
+        r"\d+ numbers left about software and policy",
         "the model arrived with .* of weights, .* of prompts and .* of a generator to learn here",
         "the model left with .* of weights, .* of prompts and .* of a generator",
         "the model arrived .* to be scored here",
@@ -235,17 +237,27 @@ def test_a_run_is_told_from_the_first_question_to_the_last_score(asked: TestClie
 
 def test_many_rounds_are_one_sentence(tmp_path: Path) -> None:
     ledger = Ledger(open_database(tmp_path / "north"))
-    for number in range(40):
+
+    def crossed(way: Direction, number: int, run: str = "joint", **changes: Any) -> None:
+        shape = {"verdict": Verdict.ALLOWED, "kind_bytes": {Kind.WEIGHTS: 1000}} | changes
+        ledger.record(Crossing(way, "north", "train.visit", run=run, stop=0, round=number, **shape))
+
+    for way in Direction.IN, Direction.OUT:
+        crossed(way, 0, run="tour")
+    for number in range(200):
+        if number == 150:
+            crossed(Direction.IN, number, verdict=Verdict.REFUSED, code="POLICY", detail="It changed.", kind_bytes={})
         for way in Direction.IN, Direction.OUT:
-            ledger.record(
-                Crossing(way, "north", "train.visit", Verdict.ALLOWED, run="joint", stop=0, round=number,
-                         kind_bytes={Kind.WEIGHTS: 1000})
-            )  # fmt: skip
-    told = happenings(entries_page(open_reader(tmp_path / "north"), Filter(), None, None, 200).rows)
-    assert len(told) == 3
-    assert re.search(
-        r"in rounds and left 39 times, the last time with 1 kB of weights \(joint, stop 0\)", told[0].sentence
-    )
+            crossed(way, number)
+    crossed(Direction.IN, 200)
+    crossed(Direction.OUT, 200, verdict=Verdict.HELD, kind_bytes={})
+    told = [one.sentence for one in happenings(open_reader(tmp_path / "north"))]
+    assert len(told) == 5
+    assert re.search(r"in rounds and left 50 times \(joint, stop 0\)", told[0])
+    assert "was refused (POLICY): It changed." in told[1]
+    assert re.search(r"in rounds and left 150 times, the last time with 1 kB of weights \(joint, stop 0\)", told[2])
+    assert "the model left with 1 kB of weights (tour, stop 0)" in told[3]
+    assert "the model arrived with 1 kB of weights to learn here (tour, stop 0)" in told[4]
 
 
 # Folders that are none
