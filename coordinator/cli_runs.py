@@ -16,18 +16,7 @@ from coordinator.cli_options import (
     TokenOption,
     home_at,
 )
-from pages.commands import (
-    CertificateOption,
-    HostOption,
-    KeyOption,
-    NamesOption,
-    NoTlsOption,
-    NoTokenOption,
-    PersonArgument,
-    PortOption,
-    RemoveOption,
-    let_in,
-)
+from pages import commands
 
 
 def skip(
@@ -130,13 +119,13 @@ def restore(home: HomeOption = Path(".locum"), database: DatabaseOption = None) 
 def dashboard(
     home: HomeOption = Path(".locum"),
     database: DatabaseOption = None,
-    host: HostOption = "127.0.0.1",
-    port: PortOption = 8002,
-    name: NamesOption = None,
-    certificate: CertificateOption = None,
-    key: KeyOption = None,
-    no_tls: NoTlsOption = False,
-    no_token: NoTokenOption = False,
+    host: commands.HostOption = "127.0.0.1",
+    port: commands.PortOption = 8002,
+    name: commands.NamesOption = None,
+    certificate: commands.CertificateOption = None,
+    key: commands.KeyOption = None,
+    no_tls: commands.NoTlsOption = False,
+    no_token: commands.NoTokenOption = False,
 ) -> None:
     """Show the runs of a home folder in a browser, live while they go on. `locum serve` shows its own."""
     from coordinator.dashboard.serving import run_overview
@@ -148,9 +137,11 @@ def dashboard(
     run_overview(place, Address(host, port, certificate, key, no_tls), names=name or (), token=not no_token)
 
 
-def person(name: PersonArgument, home: HomeOption = Path(".locum"), remove: RemoveOption = False) -> None:
+def person(
+    name: commands.PersonArgument, home: HomeOption = Path(".locum"), remove: commands.RemoveOption = False
+) -> None:
     """Give a person a password of their own for the overview of a home folder, asked for here; or take it away."""
-    let_in(name, home, remove=remove)
+    commands.let_in(name, home, remove=remove)
 
 
 COMMANDS = (skip, runs, show, report, restore, dashboard, person)

@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from node import cli_decisions
-from pages.commands import (
-    CertificateOption,
-    HostOption,
-    KeyOption,
-    NamesOption,
-    NoTlsOption,
-    NoTokenOption,
-    PersonArgument,
-    PortOption,
-    RemoveOption,
-    let_in,
-)
+from pages import commands
 from pages.credentials import UnusableSecret
 
 if TYPE_CHECKING:
@@ -216,13 +205,13 @@ def memory(
 @app.command()
 def dashboard(
     home: Annotated[Path, typer.Option("--home", help="The node's folder: .locum/nodes/SITE in a simulation.")],
-    host: HostOption = "127.0.0.1",
-    port: PortOption = 8100,
-    name: NamesOption = None,
-    certificate: CertificateOption = None,
-    key: KeyOption = None,
-    no_tls: NoTlsOption = False,
-    no_token: NoTokenOption = False,
+    host: commands.HostOption = "127.0.0.1",
+    port: commands.PortOption = 8100,
+    name: commands.NamesOption = None,
+    certificate: commands.CertificateOption = None,
+    key: commands.KeyOption = None,
+    no_tls: commands.NoTlsOption = False,
+    no_token: commands.NoTokenOption = False,
 ) -> None:
     """Show the people of this hospital what happens in their house, in a browser. Nothing of it is sent elsewhere."""
     from node.dashboard.command import CannotShow, run_dashboard
@@ -237,13 +226,13 @@ def dashboard(
 
 @app.command()
 def person(
-    name: PersonArgument,
+    name: commands.PersonArgument,
     home: Annotated[Path, typer.Option("--home", help="The node's folder.")],
-    remove: RemoveOption = False,
+    remove: commands.RemoveOption = False,
 ) -> None:
     """Give a person a password of their own for the dashboard, asked for here; or take it away."""
     try:
-        let_in(name, home, remove=remove)
+        commands.let_in(name, home, remove=remove)
     except UnusableSecret as fault:
         raise _wrong_usage(str(fault)) from fault
 
