@@ -100,9 +100,10 @@ def sentence(entry: EntryShown) -> str:
     if not entry.passed:
         return _not_passed(entry)
     if entry.verdict == "held":
-        return f"the model was ready to leave, and waits until a named person decides ({_where(entry)})."
+        return f"the model was ready to leave, and began to wait for a named person to decide ({_where(entry)})."
     if entry.direction == "here" or entry.verdict != "allowed":
-        return entry.detail or f"{entry.verdict}: {entry.message_type}."
+        said = entry.detail or f"{entry.verdict}: {entry.message_type}."
+        return "t" + said[1:] if said.startswith("The ") else said  # it goes on, and does not begin
     cargo = _cargo(entry)
     match (entry.direction, entry.message_type):
         case ("in", "train.visit"):

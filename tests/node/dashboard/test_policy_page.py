@@ -148,7 +148,7 @@ def test_what_waits_is_released_in_somebodys_name_and_leaves_once(node: Node) ->
     assert "Release: let it leave" in page
     first = client.get("/").text
     assert "the handover of stop 2 of run-1 waits until a named person decides" in first
-    assert re.search(r"At [\d:]+ the model was ready to leave, and waits until a named person decides", first)
+    assert re.search(r"At [\d:]+ the model was ready to leave, and began to wait for a named person to decide", first)
     (waiting,) = client.get("/api/now").json()["waiting"]
     assert (waiting["run"], waiting["stop"], waiting["released_by"]) == ("run-1", 2, None)
     shown = client.get("/api/policy").json()["waiting"][0]
