@@ -79,12 +79,19 @@ class People:
         try:
             stored = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
             return {name: (base64.b64decode(salt), base64.b64decode(key)) for name, (salt, key) in stored.items()}
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except OSError as error:
+            raise UnusableSecret(
+                f"{self.path}: cannot be read ({error.strerror}); see to its owner and mode."
+            ) from error
+        except (ValueError, AttributeError, TypeError) as error:
             raise UnusableSecret(f"{self.path}: cannot be read ({type(error).__name__}); remove it.") from error
 
     def _save(self, people: dict[str, tuple[bytes, bytes]]) -> None:
         stored = {name: [base64.b64encode(part).decode() for part in pair] for name, pair in people.items()}
-        _write(self.path, json.dumps(stored, indent=2) + "\n")
+        try:
+            _write(self.path, json.dumps(stored, indent=2) + "\n")
+        except OSError as error:
+            raise UnusableSecret(f"{self.path}: cannot be written ({error.strerror}); see to its folder.") from error
 
 
 def _scrypt(password: str, salt: bytes) -> bytes:
@@ -92,9 +99,15 @@ def _scrypt(password: str, salt: bytes) -> bytes:
 
 
 def _write(path: Path, text: str) -> None:
-    """A file that is whole whatever dies, and its owner's alone from its first byte."""
+    """A file that is whole whatever dies, and its owner's alone from its first byte.
+
+    Written by root it is that of the folder's owner, as whom a service runs that is to read it.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # mode 0600
+    folder = path.parent.stat()
+    if os.geteuid() == 0 and folder.st_uid != 0:
+        os.chown(name, folder.st_uid, folder.st_gid)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

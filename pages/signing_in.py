@@ -1,5 +1,6 @@
 """The page for signing in, and signing out."""
 
+import logging
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -9,8 +10,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from pages.access import Access, TooManyGuesses
+from pages.credentials import UnusableSecret
 from pages.gate import SIGN_IN, address_of, form_of
 from pages.rendering import Look
+
+_log = logging.getLogger("locum.pages")
 
 _LONGEST_NAME = 64
 
@@ -45,6 +49,10 @@ def sign_in_router(look: Look, access: Access, cookie: str) -> APIRouter:
         except TooManyGuesses:
             said = "Too many attempts; wait a minute."
             return form(request, target, name, said, HTTPStatus.TOO_MANY_REQUESTS)
+        except UnusableSecret as fault:
+            _log.error("Nobody can sign in under a name: %s", fault)
+            said = "Passwords cannot be checked at the moment; the log says why. With the token, leave the name empty."
+            return form(request, target, name, said, HTTPStatus.SERVICE_UNAVAILABLE)
         if opened is None:
             said = "That is neither the token nor this person's password."
             return form(request, target, name, said, HTTPStatus.FORBIDDEN)

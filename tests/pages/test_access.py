@@ -1,3 +1,4 @@
+import os
 import stat
 from pathlib import Path
 
@@ -49,12 +50,28 @@ def test_passwords_are_kept_as_hashes(tmp_path: Path) -> None:
         people.remove("Ada")
 
 
+def test_what_root_writes_is_for_who_the_folder_belongs_to(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 4242, 4343)
+    token_at(tmp_path / "dashboard.token")
+    People(tmp_path / "people.json").set_password("Ada", "correct horse")
+    for path in tmp_path.iterdir():
+        assert (path.stat().st_uid, path.stat().st_gid) == (tmp_path.stat().st_uid, tmp_path.stat().st_gid)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 @pytest.mark.parametrize(
     ("name", "password"), [("", "long enough"), (" a", "long enough"), ("a\n", "long enough"), ("a", "short")]
 )
 def test_bad_names_and_passwords_are_refused(tmp_path: Path, name: str, password: str) -> None:
     with pytest.raises(UnusableSecret):
         People(tmp_path / "people.json").set_password(name, password)
+
+
+def test_a_place_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UnusableSecret, match="cannot be written"):
+        People(tmp_path / "file" / "people.json").set_password("Ada", "correct horse")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', '{"a": ["!", "?", "x"]}'])

@@ -1,6 +1,7 @@
 """A dashboard is closed by default: what is refused, what every answer carries, and that nothing inside shows."""
 
 import re
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -170,6 +171,16 @@ def test_persons_sign_in_under_their_own_names(tmp_path_factory: pytest.TempPath
     assert "(by the token)" in signed_in(app, "Dr. Ada", TOKEN).get("/").text
     for name, password in (("Dr. Ada", "wrong horse"), ("Eve", "correct horse"), ("", "correct horse")):
         assert client(app).post("/sign-in", data={"name": name, "secret": password}).status_code == 403
+
+
+def test_passwords_that_cannot_be_checked_are_said_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    people = People(tmp_path / "people.json")
+    people.path.write_text("{")
+    asked = client(demo_app(people=people))
+    answer = asked.post("/sign-in", data={"name": "Ada", "secret": TOKEN}, headers=HTML)
+    assert (answer.status_code, "Passwords cannot be checked at the moment" in answer.text) == (503, True)
+    assert f"{people.path}: cannot be read" in caplog.text
+    assert asked.post("/sign-in", data={"name": "", "secret": TOKEN}).status_code == 303
 
 
 def test_without_a_token_all_may_look_but_other_sites_may_change_nothing() -> None:
