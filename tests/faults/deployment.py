@@ -23,6 +23,13 @@ SLOW = ("training.steps=600", "training.checkpoint_every=50")  # long enough to 
 AWAY = "Site {} is away; it is waited for until "
 
 
+def under_way(node: Path, run: str, stop: int) -> bool:
+    """Whether steps of the visit have been taken at the node with this folder."""
+    query = select(Standing.step).where(Standing.run == run, Standing.stop == stop)
+    with open_database(node).connect() as connection:
+        return connection.execute(query).first() is not None
+
+
 @dataclass
 class Deployment(Served):
     """Every node reaches the SuperLink through a proxy of its own."""
@@ -63,13 +70,7 @@ class Deployment(Served):
 
     def wait_until_under_way(self, site: str, run: str, stop: int) -> None:
         """Wait until steps of the visit are taken at the node."""
-        query = select(Standing.step).where(Standing.run == run, Standing.stop == stop)
-
-        def there() -> bool:
-            with open_database(self.folder / site).connect() as connection:
-                return connection.execute(query).first() is not None
-
-        wait_for(there)
+        wait_for(lambda: under_way(self.folder / site, run, stop))
 
     def under_way_at_east(self) -> str:
         """A run whose second visit has taken some steps."""

@@ -16,7 +16,6 @@ from threading import Thread
 import grpc
 import pytest
 from cryptography.x509 import load_pem_x509_certificate
-from sqlalchemy import select
 
 from coordinator.deployment import Node, local_deployment
 from coordinator.engine import Deployed
@@ -24,12 +23,11 @@ from coordinator.grid import simulated_sites
 from coordinator.keys import ServerKeys, public_key, server_keys
 from coordinator.link import Link
 from coordinator.simulate import carry_out
-from node.database import open_database
-from node.progress_store import Standing
 from tests.conftest import Desk, Recorder, outcome
 from tests.coordinator.serving import ROOT, TINY, Served, assert_as_in_process, two_sites, wait_for
 from tests.faults.clocks import Clock, a_clock
 from tests.faults.damaging import left_with_visits
+from tests.faults.deployment import under_way
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -71,13 +69,6 @@ def visits(served: Served, site: str, run: str) -> list[str]:
     if not (link := desk.home.folder / "nodes" / site).exists():
         link.symlink_to(served.folder / site)
     return [entry.verdict for entry in left_with_visits(desk, site, run)]
-
-
-def under_way(node: Path, run: str, stop: int) -> bool:
-    """Whether steps of the visit have been taken at the node with this folder."""
-    query = select(Standing.step).where(Standing.run == run, Standing.stop == stop)
-    with open_database(node).connect() as connection:
-        return connection.execute(query).first() is not None
 
 
 @pytest.mark.faults

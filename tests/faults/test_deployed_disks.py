@@ -1,6 +1,7 @@
 """Disks of a deployment's nodes: full, or damaged. The nodes are processes of their own, one on a small disk."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ from node.database import open_database
 from node.ledger import Ledger
 from protos.refusals import RefusalCode, explain
 from tests.conftest import Desk, Recorder, outcome
+from tests.coordinator.serving import wait_for
 from tests.faults.damaging import cut, flip, left_with_visits, stops_made
+from tests.faults.deployment import under_way
 from tests.faults.disks import Disk, small_disk
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -76,21 +79,32 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("event", "code"),
-    [(("stop began", 1), RefusalCode.DISK_FULL), (("stepped", 1, "east"), RefusalCode.LEDGER)],
+    ("learning", "code"),
+    [(False, RefusalCode.DISK_FULL), (True, RefusalCode.LEDGER)],
     ids=["while the model arrives", "while it learns"],
 )
 def test_a_full_disk_at_a_node_on_a_mounted_tmpfs(
-    event: tuple[object, ...], code: RefusalCode, deployed: Deployment, undisturbed: dict[str, Any]
+    learning: bool, code: RefusalCode, deployed: Deployment, undisturbed: dict[str, Any]
 ) -> None:
     """One sentence at the coordinator, the place in the node's log; the node itself stays, and goes on when told to."""
     run = deployed.desk.begin(*LONG)
 
-    def fill(seen: tuple[object, ...]) -> None:
-        if seen[: len(event)] == event:
-            deployed.disk.fill()
+    def fill() -> None:
+        if learning:
+            wait_for(lambda: under_way(deployed.east.home, run, 1))
+        deployed.disk.fill()
 
-    deployed.fails(run, code, fill)
+    with ThreadPoolExecutor(1) as pool:
+        filling: list[Future[None]] = []
+
+        def begin(seen: tuple[object, ...]) -> None:
+            if seen[:2] == ("stop began", 1):
+                filling.append(pool.submit(fill))
+                if not learning:
+                    filling[0].result()
+
+        deployed.fails(run, code, begin)
+        filling[0].result()
     assert "No space left on device" in deployed.log or "database or disk is full" in deployed.log
     deployed.disk.free()
     deployed.carry_out(run)
