@@ -89,14 +89,6 @@ class Deployment(Served):
         assert_as_in_process(self, run, expected)
         assert self.made(run) == VISITS
 
-    def handed_out(self, site: str, kind: str) -> bool:
-        """Whether the SuperLink has given the site's node a message of this kind that is not answered yet."""
-        node = int((self.folder / site / "node-id").read_text())
-        signed = node - 2**64 if node >= 2**63 else node
-        query = "SELECT count(*) FROM message_ins WHERE dst_node_id = ? AND message_type = ? AND delivered_at != ''"
-        with closing(sqlite3.connect(self.home.folder / "superlink" / "superlink.db", timeout=30)) as connection:
-            return bool(connection.execute(query, (signed, kind)).fetchone()[0])
-
     def replies(self, site: str) -> set[Path]:
         """The replies that the node has kept."""
         return {path for path in (self.folder / site / "replies").iterdir() if not path.name.startswith(".")}

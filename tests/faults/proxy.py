@@ -25,26 +25,21 @@ class Proxy:
         self._passing = threading.Event()
         self._passing.set()
         self._refusing = False
-        self._deaf = False
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def cut(self, how: Literal["stall", "reset", "deaf"]) -> None:
-        """Let nothing through any more: what is sent vanishes, or all connections are reset and new ones too.
-
-        `deaf`: what comes from those who connect here is passed on, and what is answered is not.
-        """
-        self._deaf = how == "deaf"
+    def cut(self, how: Literal["stall", "reset"]) -> None:
+        """Let nothing through any more: what is sent vanishes, or all connections are reset and new ones too."""
         if how == "stall":
             self._passing.clear()
-        elif how == "reset":
+        else:
             self._refusing = True
             self._reset()
 
     def mend(self) -> None:
         """Let new connections through; those from before are reset, as by a router that has forgotten them."""
-        self._refusing = self._deaf = False
+        self._refusing = False
         self._reset()
         self._passing.set()
 
@@ -91,8 +86,6 @@ class Proxy:
         with suppress(OSError):
             while data := source.recv(1 << 16):
                 self._passing.wait()
-                if self._deaf and not up:
-                    continue
                 sink.sendall(data)
                 if up:
                     self.up += len(data)

@@ -6,7 +6,6 @@ from typing import Literal
 
 import pytest
 
-from protos.messages import DESCRIBE
 from tests.conftest import Desk
 from tests.coordinator.serving import TINY, in_process, wait_for
 from tests.faults.deployment import AWAY, Deployment
@@ -56,14 +55,3 @@ def test_for_five_minutes(deployment: Deployment, tmp_path: Path) -> None:
     run = cut_in_a_handover(deployment, 3, "up", "stall", 300)
     assert AWAY.format("east") in deployment.ends(run)
     deployment.assert_nothing_lost(run, big(tmp_path, 3))
-
-
-def test_a_question_whose_delivery_was_cut(deployment: Deployment, slow: Desk) -> None:
-    """The SuperLink has handed the first question of all out, and the node never got it."""
-    proxy = deployment.proxies["north"]
-    proxy.cut("deaf")
-    run = deployment.schedule_slow()
-    wait_for(lambda: deployment.handed_out("north", DESCRIBE))
-    proxy.mend()
-    assert AWAY.format("north") in deployment.ends(run)
-    deployment.assert_nothing_lost(run, slow)
