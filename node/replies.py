@@ -99,11 +99,19 @@ def question_in(content: RecordDict) -> str:
 
 
 def _trim(folder: Path, newest: str) -> None:
-    """Remove all but the newest files of a folder."""
+    """Remove all but the newest files of a folder, where other processes of a simulation may do the same."""
     others = [path for path in folder.iterdir() if path.name != newest]
-    others.sort(key=lambda path: path.stat().st_mtime_ns)  # which a clock that was set back does not order
+    others.sort(key=_changed)  # which a clock that was set back does not order
     for path in others[: max(0, len(others) + 1 - MOST)]:
         path.unlink(missing_ok=True)
+
+
+def _changed(path: Path) -> int:
+    """When it was changed, in ns; 0 if it is gone meanwhile."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _digest_of(policy: Path) -> str:

@@ -12,7 +12,7 @@ import pytest
 from node.bundle import brought, check_bundle
 from node.keys import UnusableKey, make_key, read_key
 from node.objects import Damaged, Objects
-from node.replies import MOST, Replies
+from node.replies import MOST, Replies, SimulatedReplies
 from protos.refusals import Refusal, RefusalCode
 
 
@@ -112,6 +112,16 @@ def test_a_clock_that_was_set_back_does_not_make_the_newest_reply_the_oldest(rep
         os.utime(replies._folder / f"{number:064x}", (tomorrow, tomorrow))
     replies.keep("f" * 64, b"", [])
     assert replies.find("f" * 64) is not None
+
+
+def test_the_newest_reply_of_a_run_is_kept_while_other_runs_remove_theirs(tmp_path: Path) -> None:
+    (tmp_path / "replies").mkdir()
+    (tmp_path / "replies" / "gone").symlink_to(tmp_path / "nowhere")  # is listed, and cannot be looked at
+    kept = SimulatedReplies(tmp_path, "a-run")
+    kept.keep("a" * 64, b"first")
+    kept.keep("b" * 64, b"second")
+    assert (kept.find("a" * 64), kept.find("b" * 64)) == (None, b"second")
+    assert SimulatedReplies(tmp_path, "another-run").find("b" * 64) is None
 
 
 def bundle(*files: str, content: bytes = b"") -> bytes:
