@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import Scope
 
 from pages.access import Access
-from pages.gate import Gate, session_of
+from pages.gate import Gate, still_let_in
 from pages.live import Live
 from pages.rendering import STATIC, Look
 from pages.shield import Shield
@@ -81,7 +81,7 @@ def _own_router() -> APIRouter:
         live: Live | None = request.app.state.live
         if live is None:
             raise HTTPException(HTTPStatus.NOT_FOUND, "Nothing here is live.")
-        return live.stream(request, session_of(request))
+        return live.stream(let_in=lambda: still_let_in(request))
 
     return router
 

@@ -20,7 +20,10 @@ _WAIT = "Too many attempts to sign in; wait a minute."
 
 
 class Gate:
-    """Finds out who asks, puts their session into `scope["state"]["session"]`, and lets nobody else pass."""
+    """Finds out who asks, puts their session into `scope["state"]`, and lets nobody else pass.
+
+    Beside it lies how to ask again later whether the session still lets in, for an answer that lasts.
+    """
 
     def __init__(self, app: ASGIApp, access: Access, cookie: str, problem: Problem) -> None:
         self._app, self._access, self._cookie, self._problem = app, access, cookie, problem
@@ -43,11 +46,13 @@ class Gate:
             except TooManyGuesses:
                 return self._wait(scope)
             if known:
-                scope["state"]["session"] = Session("", proven=False)
+                shown = Session("", proven=False)
+                scope["state"].update(session=shown, still_let_in=lambda: not shown.over)
                 return None
             return self._unknown(scope, headers)
-        session = self._access.session(Request(scope).cookies.get(self._cookie, ""))
-        scope["state"]["session"] = session
+        key = Request(scope).cookies.get(self._cookie, "")
+        session = self._access.session(key)
+        scope["state"].update(session=session, still_let_in=lambda: self._access.session(key) is not None)
         if path in _PUBLIC or path.startswith(_PUBLIC_FOLDER):
             return None
         if session is None:
@@ -81,6 +86,11 @@ def session_of(request: Request) -> Session:
     session = request.state.session
     assert isinstance(session, Session)
     return session
+
+
+def still_let_in(request: Request) -> bool:
+    """Whether who asked would still pass now: neither signed out, nor removed, nor their time up."""
+    return bool(request.state.still_let_in())
 
 
 def form_of(request: Request) -> dict[str, str]:

@@ -7,10 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import StreamingResponse
-
-from pages.access import Session
 
 _log = logging.getLogger("locum.pages")
 
@@ -43,14 +40,14 @@ class Live:
         for woken in self._listeners:
             woken.set()
 
-    def stream(self, request: Request, session: Session) -> StreamingResponse:
-        """The events for one listener, until it goes, its session is over, or the server ends."""
+    def stream(self, let_in: Callable[[], bool]) -> StreamingResponse:
+        """The events for one listener, until it goes, is no longer let in, or the server ends."""
         if len(self._listeners) >= MOST_LISTENERS or self._over:
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "Too many pages listen already; close some.")
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(self._events(session), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(self._events(let_in), media_type="text/event-stream", headers=headers)
 
-    async def _events(self, session: Session) -> AsyncIterator[str]:
+    async def _events(self, let_in: Callable[[], bool]) -> AsyncIterator[str]:
         woken = asyncio.Event()
         self._listeners.add(woken)
         try:
@@ -60,11 +57,13 @@ class Live:
             elif self._state:
                 woken.set()
             yield f"retry: {RETRY_MILLISECONDS}\n\n"
-            while not (self._over or session.over):
-                try:
+            while not self._over:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(HEARTBEAT_SECONDS):
                         await woken.wait()
-                except TimeoutError:
+                if self._over or not let_in():  # asked anew before anything is told
+                    return
+                if not woken.is_set():
                     yield ": still here\n\n"
                     continue
                 woken.clear()

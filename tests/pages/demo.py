@@ -1,5 +1,6 @@
 """A dashboard with two pages, for tests of what every dashboard shares."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,9 @@ def signed_in(app: FastAPI, name: str = "Ada", secret: str = TOKEN) -> TestClien
     answer = found.post("/sign-in", data={"name": name, "secret": secret, "next": "/"})
     assert answer.status_code == 303, answer.text
     return found
+
+
+def csrf(page: str) -> str:
+    found = re.search(r'name="csrf" value="([^"]+)"', page)
+    assert found
+    return found[1]

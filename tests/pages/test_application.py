@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from pages.access import MOST_PER_ADDRESS
 from pages.credentials import People
-from tests.pages.demo import COOKIE, TOKEN, client, demo_app, signed_in
+from tests.pages.demo import COOKIE, TOKEN, client, csrf, demo_app, signed_in
 
 HTML = {"accept": "text/html"}
 
@@ -17,12 +17,6 @@ HTML = {"accept": "text/html"}
 @pytest.fixture
 def app() -> FastAPI:
     return demo_app()
-
-
-def csrf(page: str) -> str:
-    found = re.search(r'name="csrf" value="([^"]+)"', page)
-    assert found
-    return found[1]
 
 
 @pytest.mark.parametrize("path", ["/", "/text?text=a", "/fault", "/nothing", "/counter"])

@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from pages import live
+from pages.credentials import People
 from pages.serving import Address, CannotListen, Server
-from tests.pages.demo import TOKEN, demo_app
+from tests.pages.demo import TOKEN, csrf, demo_app
 
 STATE = {"counter": 1, "other": 1}
 SHOWN = {"authorization": f"Bearer {TOKEN}"}
@@ -74,6 +75,28 @@ def test_listeners_are_bounded_and_those_who_left_do_not_count(
                 return
         time.sleep(0.05)
     pytest.fail("those who left still count")
+
+
+@pytest.mark.parametrize("way", ["removed", "signed out"])
+def test_the_stream_of_somebody_who_is_let_in_no_more_ends_and_tells_nothing_more(way: str, tmp_path: Path) -> None:
+    people, state = People(tmp_path / "people.json"), {"counter": 1}
+    people.set_password("Ada", "a good password")
+    server = Server(demo_app(state=state, people=people), Address())
+    try:
+        with httpx.Client(base_url=server.start(), timeout=60) as asked:
+            assert asked.post("/sign-in", data={"name": "Ada", "secret": "a good password"}).status_code == 303
+            page = asked.get("/").text
+            with asked.stream("GET", "/live") as stream:
+                lines = stream.iter_lines()
+                until(lines, "data: changed")
+                if way == "removed":
+                    people.remove("Ada")
+                else:
+                    assert asked.post("/sign-out", data={"csrf": csrf(page)}).status_code == 303
+                state["counter"] = 2
+                assert not any(lines)  # and so it comes to an end
+    finally:
+        server.stop()
 
 
 def test_a_server_ends_although_somebody_listens() -> None:
