@@ -1,7 +1,9 @@
 """Runs a dashboard's application: on loopback unless told, with TLS elsewhere, until it is stopped."""
 
 import logging
+import signal
 import socket
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +101,16 @@ class Server:
             raise CannotListen(
                 f"{host}:{port} cannot be listened at ({error.strerror}); give another --host or --port."
             ) from error
+
+
+def say_and_wait(where: str) -> None:
+    """Say where a dashboard is, and wait for SIGINT or SIGTERM. For the main thread, once its server listens."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    sys.stdout.write(f"{where}\n")
+    sys.stdout.flush()
+    stop.wait()
 
 
 class _Server(uvicorn.Server):

@@ -1,9 +1,7 @@
 """Serves the overview: beside a service for as long as that lasts, or over a home folder until it is stopped."""
 
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,7 @@ from coordinator.home import Home
 from coordinator.service_desk import ServiceDesk
 from pages.application import hosts_for
 from pages.credentials import PEOPLE_FILE, TOKEN_FILE, People, token_at
-from pages.serving import Address, Server
+from pages.serving import Address, Server, say_and_wait
 
 
 @contextmanager
@@ -41,13 +39,8 @@ def overview_at(
 
 def run_overview(home: Home, address: Address, *, names: Sequence[str] = (), token: bool = True) -> None:
     """Show what is in a home folder until SIGINT or SIGTERM; nothing can be changed there."""
-    stop = threading.Event()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     token_file = home.folder / TOKEN_FILE if token else None
     with overview_at(address, home, None, token_file, names) as place:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
         key = f"the token in {token_file}" if token else "no token (--no-token)"
-        sys.stdout.write(f"The overview of {home.folder} is at {place}/ and wants {key}.\n")
-        sys.stdout.flush()
-        stop.wait()
+        say_and_wait(f"The overview of {home.folder} is at {place}/ and wants {key}.")

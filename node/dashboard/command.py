@@ -1,7 +1,6 @@
 """`locum-node dashboard`: listens until it is stopped."""
 
 import logging
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from node.dashboard.application import dashboard_for
 from node.dashboard.reading import NoNode, open_reader
 from pages.application import hosts_for
 from pages.credentials import TOKEN_FILE, UnusableSecret
-from pages.serving import Address, CannotListen, Server
+from pages.serving import Address, CannotListen, Server, say_and_wait
 
 
 class CannotShow(Exception):
@@ -22,7 +21,6 @@ class CannotShow(Exception):
 
 def run_dashboard(home: Path, address: Address, *, names: Sequence[str] = (), token: bool = True) -> None:
     """Serve the dashboard of the node at `home` until SIGINT or SIGTERM. Raises CannotShow."""
-    stop = threading.Event()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         address.check(signs_in=token)
@@ -36,11 +34,7 @@ def run_dashboard(home: Path, address: Address, *, names: Sequence[str] = (), to
     except (SQLAlchemyError, OSError) as error:
         reason = getattr(error, "orig", error)
         raise CannotShow(f"{home}: the node's folder cannot be used ({reason}); see to its owner and mode.") from error
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     key = f"the token in {home / TOKEN_FILE}" if token else "no token (--no-token)"
-    sys.stdout.write(f"The dashboard of {house.site} is at {place}/ and wants {key}.\n")
-    sys.stdout.flush()
-    stop.wait()
+    say_and_wait(f"The dashboard of {house.site} is at {place}/ and wants {key}.")
     house.jobs.close()
     server.stop()
