@@ -68,6 +68,14 @@ def compare_and_exit(
         compared.show()
     if compared is not None and out is not None:
         write_comparison(compared, out)
+    status = {summary.run: summary.status for summary in summaries}
+    elsewhere = [run for run in failed if status[run] == "running"]
+    failed = [run for run in failed if status[run] not in ("running", "done")]  # done: by another process, meanwhile
+    if elsewhere:
+        complain(
+            f"{len(elsewhere)} of {len(runs)} runs are being carried out by another process; when they have ended, "
+            f"`{command}` compares them too."
+        )
     if failed:
         complain(f"{len(failed)} of {len(runs)} runs failed; when that is mended, `{command}` goes on with them.")
         raise typer.Exit(FAILED)

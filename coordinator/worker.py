@@ -25,6 +25,7 @@ from coordinator.faults import exit_status, told
 from coordinator.telling import Teller
 
 TELL_SECONDS = 0.2  # between two reports of a visit's steps
+ELSEWHERE = "carried out by another process"  # the status of a run that this one did not begin
 
 
 def _sender(out: TextIO) -> Callable[..., None]:
@@ -120,7 +121,7 @@ def main() -> None:
     orders: SimpleQueue[dict[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     from coordinator.engine import Deployed
-    from coordinator.home import Home
+    from coordinator.home import Home, RunBusy
     from coordinator.simulate import carry_out
     from coordinator.superlink import SuperLinkConfig
 
@@ -129,7 +130,7 @@ def main() -> None:
     while True:
         order = orders.get()
         listener = _Reporter(send) if engine is None else Teller(send)
-        failed, again = [], False
+        failed, again, status = [], False, None
         try:
             given_up = tuple(order["given_up"])
             carry_out(order["run"], home, device=order["device"], listener=listener, engine=engine, given_up=given_up)
@@ -138,7 +139,8 @@ def main() -> None:
             if exit_status(error) is None and not again:
                 raise
             failed = told(error)
-        send(status=listener.status, failed=failed, again=again)
+            status = ELSEWHERE if isinstance(error, RunBusy) else None
+        send(status=status or listener.status, failed=failed, again=again)
 
 
 def _is_passing(error: Exception) -> bool:

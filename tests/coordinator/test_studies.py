@@ -220,6 +220,20 @@ def test_runs_side_by_side_end_as_one_after_another(locum: Terminal):
     assert printed_command(two) == ["resume", failed["run"], f"--home={locum.desk.home.folder}"]
 
 
+def test_a_run_that_another_process_carries_out_has_not_failed(locum: Terminal, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, "s1")
+        locum("simulate", locum.scenario, *SEEDS)
+    run = list(states(locum))[1]
+    with alone(locum.desk.home, run):
+        said = locum("study", locum.scenario, *SEEDS[:2], "--json")
+    assert said.status == 3
+    assert [run["status"] for run in said.document["runs"]] == ["done", "running", "done"]
+    assert f"run {run}: carried out by another process; " in said.err
+    assert "locum: 1 of 3 runs are being carried out by another process; when they have ended, `locum " in said.err
+    assert "failed" not in said.err
+
+
 def test_failed_runs_have_a_page_and_tables_too(locum: Terminal):
     said = locum("simulate", locum.scenario, "--set=training.lr=1.0e+30", "--set=training.optimizer=sgd")
     assert said.status == 1
