@@ -230,7 +230,7 @@ def test_a_run_that_another_process_carries_out_has_not_failed(locum: Terminal, 
     assert said.status == 3
     assert [run["status"] for run in said.document["runs"]] == ["done", "running", "done"]
     assert f"run {run}: carried out by another process; " in said.err
-    assert "locum: 1 of 3 runs are being carried out by another process; when they have ended, `locum " in said.err
+    assert "locum: 1 of 3 runs are being carried out by another process; when they have ended, `locum" in said.err
     assert "failed" not in said.err
 
 
