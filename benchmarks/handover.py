@@ -166,13 +166,13 @@ def timed(size: int, runs: int) -> dict[str, Any]:
 def counted(size: int) -> dict[str, Any]:
     """Bytes that crossed, and peaks of memory."""
     relays: dict[str, Relay] = {}
-    node = deployment.node
+    node = deployment.Node
 
     def relayed(site: SimulatedSite, config: SuperLinkConfig) -> Any:
         relays[site.name] = Relay(config.port)
         return node(site, replace(config, port=relays[site.name].port))
 
-    deployment.node = relayed  # type: ignore[assignment]
+    deployment.Node = relayed  # type: ignore[assignment, misc]
     counter = Counter(relays)
     with ExitStack() as stack:
         home, sites = stack.enter_context(place(size))
