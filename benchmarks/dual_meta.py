@@ -36,7 +36,7 @@ class Bench:
     def __init__(self, size: int, batch: int, norm: Literal["instance", "group"], layout: torch.memory_format) -> None:
         task = Task(dims=2, size=(size, size), classes=("background", "one", "two"))
         torch.manual_seed(0)
-        self.model = networks.build(task, NetworkChoice(channels=CHANNELS, norm=norm)).to(memory_format=layout)
+        self.model = networks.build(task, NetworkChoice(channels=CHANNELS, norm=norm)).to(memory_format=layout)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=5e-4, fused=True)
         self.incoming, self.replay = (
             Batch(torch.randn(batch, 1, size, size), torch.randint(3, (batch, 1, size, size))) for _ in range(2)
@@ -52,13 +52,13 @@ class Bench:
 
     def plain(self, _: int) -> None:
         self.optimizer.zero_grad()
-        self.loss(self.incoming).backward()
+        self.loss(self.incoming).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
     def naive(self, _: int) -> None:
         self.optimizer.zero_grad()
-        self.loss(self.incoming).backward()
-        self.loss(self.replay).backward()
+        self.loss(self.incoming).backward()  # type: ignore[no-untyped-call]
+        self.loss(self.replay).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
     def pair(self, seed: int) -> Pair:
@@ -96,7 +96,7 @@ def seconds(step: Callable[[int], None], number: int) -> float:
 def flops(step: Callable[[int], None], number: int) -> int:
     with FlopCounterMode(display=False) as counter:
         step(number)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def main() -> None:

@@ -201,7 +201,7 @@ def work(size: int, runs: int) -> dict[str, Any]:
         seconds.append(time.perf_counter() - began)
         return departure
 
-    FineTune.visit = clocked  # type: ignore[method-assign]
+    FineTune.visit = clocked  # type: ignore[method-assign, assignment]
     clock = Clock()
     with place(size) as (home, _):
         for seed in range(runs):

@@ -45,7 +45,7 @@ def timed(command: list[str], folder: Path) -> tuple[float, float, str]:
 def plain(scenario: Path, folder: Path) -> dict[str, Any]:
     """One run of the plain loop."""
     began, wall, out = timed([sys.executable, str(HERE / "plain_loop.py"), str(scenario), str(folder)], folder)
-    document = json.loads(out)
+    document: dict[str, Any] = json.loads(out)
     return document | {"wall": wall} | clocks(document["events"], began)
 
 

@@ -51,7 +51,7 @@ def main() -> None:
             )
             optimizer.zero_grad(set_to_none=True)
             loss = segmentation_loss(model(batch.image), batch.label, training.loss)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             loss.item()
             if name := {0: "first", 1: "second", training.steps - 1: "last"}.get(step):
