@@ -2,6 +2,7 @@
 
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 
@@ -66,6 +67,41 @@ def test_the_overview_wants_the_coordinators_token(up: Deployment) -> None:
     assert status == 200
     assert set(PORTS) <= {site["site"] for site in json.loads(body)["sites"]}
     assert asked(OVERVIEW, token, host="evil.example", path="sites")[0] == 421
+
+
+class _Stays(urllib.request.HTTPRedirectHandler):
+    """Shows where a page leads, and does not go there."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def signed_in(port: int, name: str, password: str) -> urllib.request.OpenerDirector:
+    """A browser in which a person has signed in with their own password."""
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(), _Stays())
+    fields = urllib.parse.urlencode({"name": name, "secret": password, "next": "/"}).encode()
+    with pytest.raises(urllib.error.HTTPError) as answer:
+        browser.open(f"http://127.0.0.1:{port}/sign-in", fields, timeout=60)
+    assert answer.value.code == 303
+    return browser
+
+
+@pytest.mark.parametrize(
+    ("service", "command", "home", "port"),
+    [("north", "locum-node", "/site", PORTS["north"]), ("coordinator", "locum", "/coordinator", OVERVIEW)],
+)
+def test_a_person_of_a_container_signs_in_until_they_are_removed(
+    service: str, command: str, home: str, port: int, up: Deployment
+) -> None:
+    person = ("exec", "-T", service, command, "person", "Dr. Roe", "--home", home)
+    up.compose(*person, given="a good password\na good password\n")
+    browser = signed_in(port, "Dr. Roe", "a good password")
+    with browser.open(f"http://127.0.0.1:{port}/", timeout=60) as page:
+        assert "Dr. Roe" in page.read().decode()
+    up.compose(*person, "--remove")
+    with pytest.raises(urllib.error.HTTPError) as answer:
+        browser.open(f"http://127.0.0.1:{port}/", timeout=60)
+    assert (answer.value.code, answer.value.headers["location"]) == (303, "/sign-in")
 
 
 def test_the_doors_are_open_to_this_machine_alone(up: Deployment) -> None:
