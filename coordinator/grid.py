@@ -167,14 +167,15 @@ def _answered(message: Message, context: Context, home: Path) -> bytes:
 
 def _visited(message: Message, context: Context, home: Path) -> bytes:
     """The reply to a visit, serialised: the one that was given before, if a process died before it was committed."""
-    replies, question = SimulatedReplies(home, read_request(message.content).run), question_in(message.content)
+    asked, question = read_request(message.content), question_in(message.content)
+    replies = SimulatedReplies(home, asked.run)
     if (given := replies.find(question)) is not None:
         return _serialised(give_again(message, context, _message(given).content, declare))
     made: list[bytes] = []
 
     def keep(reply: Message) -> None:
         made.append(_serialised(reply))
-        replies.keep(question, made[0])
+        replies.keep(question, made[0], asked.stop)
 
     with keeping(keep):
         reply = app(message, context)

@@ -39,6 +39,7 @@ from node.guard import give_again, keeping, report_failure
 from node.objects import Damaged, Loose, Objects
 from node.replies import Replies
 from node.settings import SiteSettings
+from protos.messages import read_request
 from protos.refusals import Refusal, RefusalCode
 from protos.software import installed
 from strategies.registry import STRATEGIES, strategy_class
@@ -104,10 +105,12 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
         run_config={},
     )
     taken: list[tuple[bytes, bytes]] = []
+    request = RecordDict(dict(message.content.config_records))  # without what is large
 
     def keep(reply: Message) -> None:
         content, tree = take_apart(reply, objects)
-        replies.keep(question, tree, names_in(tree))
+        asked = read_request(request)
+        replies.keep(question, tree, names_in(tree), asked.run, asked.stop)
         taken.append((content, tree))
 
     if given is not None:

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from node.bundle import brought, check_bundle
+from node.database import open_database
 from node.keys import UnusableKey, make_key, read_key
+from node.ledger import Crossing, Direction, Ledger, Verdict
 from node.objects import Damaged, Objects
-from node.replies import MOST, Replies, SimulatedReplies
+from node.replies import MOST, MOST_OPEN, Replies, SimulatedReplies
+from protos.messages import SCORE, VISIT
 from protos.refusals import Refusal, RefusalCode
 
 
@@ -78,7 +81,7 @@ def replies(tmp_path: Path) -> Replies:
 
 
 def test_a_reply_is_found_by_its_question_alone(replies: Replies) -> None:
-    replies.keep("a" * 64, b"tree", ["x"])
+    replies.keep("a" * 64, b"tree", ["x"], "a-run", 0)
     found = replies.find("a" * 64)
     assert found is not None
     assert (bytes.fromhex(found.tree), found.parts) == (b"tree", ["x"])
@@ -89,7 +92,7 @@ def test_a_reply_is_found_by_its_question_alone(replies: Replies) -> None:
 def test_a_reply_is_not_given_again_under_another_policy(replies: Replies, tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text("kinds: [weights, generator]")
-    replies.keep("a" * 64, b"tree", [])
+    replies.keep("a" * 64, b"tree", [], "a-run", 0)
     assert replies.find("a" * 64) is not None
     policy.write_text("kinds: [weights]")
     assert replies.find("a" * 64) is None
@@ -97,20 +100,68 @@ def test_a_reply_is_not_given_again_under_another_policy(replies: Replies, tmp_p
     assert replies.find("a" * 64) is None
 
 
-def test_only_the_newest_replies_are_kept(replies: Replies) -> None:
+def test_of_a_run_only_the_newest_replies_are_kept(replies: Replies) -> None:
     for number in range(MOST + 3):
-        replies.keep(f"{number:064x}", b"", [])
+        replies.keep(f"{number:064x}", b"", [], "a-run", number)
         os.utime(replies._folder / f"{number:064x}", (number, number))
-    replies.keep("f" * 64, b"", [])
+    replies.keep("f" * 64, b"", [], "a-run", MOST + 3)
     assert sum(replies.find(f"{number:064x}") is not None for number in range(MOST + 3)) == MOST - 1
+
+
+def record(home: Path, run: str, message_type: str, stop: int) -> None:
+    """Write down that the coordinator asked."""
+    asked = Crossing(Direction.IN, "north", message_type, Verdict.ALLOWED, run=run, stop=stop)
+    Ledger(open_database(home)).record(asked)
+
+
+def keep_of(home: Path, simulated: bool, number: int) -> None:
+    """Keep the reply of a run of its own, to a question about its stop 3."""
+    question, run = f"{number:064x}", f"run-{number}"
+    if simulated:
+        SimulatedReplies(home, run).keep(question, b"", 3)
+    else:
+        Replies.of(home).keep(question, b"", [], run, 3)
+    os.utime(home / "replies" / (run if simulated else question), (number, number))
+
+
+def kept_in(home: Path, simulated: bool) -> set[int]:
+    names = [path.name for path in (home / "replies").iterdir()]
+    return {int(name.removeprefix("run-")) if simulated else int(name, 16) for name in names}
+
+
+SHOWN = {"scores of it": (SCORE, 3), "a later visit": (VISIT, 4)}
+NOT_SHOWN = {"the same visit": (VISIT, 3), "earlier scores": (SCORE, 2), "its cases": ("query.describe", 5)}
+
+
+@pytest.mark.parametrize("asked", [*SHOWN, *NOT_SHOWN])
+@pytest.mark.parametrize("simulated", [False, True])
+def test_older_replies_stay_until_the_coordinator_shows_that_it_has_them(
+    simulated: bool, asked: str, tmp_path: Path
+) -> None:
+    (tmp_path / "replies").mkdir()
+    for number in range(MOST + 3):
+        keep_of(tmp_path, simulated, number)
+    assert kept_in(tmp_path, simulated) == set(range(MOST + 3))
+    record(tmp_path, "run-1", *(SHOWN | NOT_SHOWN)[asked])
+    keep_of(tmp_path, simulated, MOST + 3)
+    assert (1 in kept_in(tmp_path, simulated)) == (asked in NOT_SHOWN)
+    assert kept_in(tmp_path, simulated) >= {*range(MOST + 4)} - {1}
+
+
+@pytest.mark.parametrize("simulated", [False, True])
+def test_replies_that_nobody_asks_for_again_are_bounded(simulated: bool, tmp_path: Path) -> None:
+    (tmp_path / "replies").mkdir()
+    for number in range(MOST + MOST_OPEN + 2):
+        keep_of(tmp_path, simulated, number)
+    assert kept_in(tmp_path, simulated) == set(range(2, MOST + MOST_OPEN + 2))
 
 
 def test_a_clock_that_was_set_back_does_not_make_the_newest_reply_the_oldest(replies: Replies) -> None:
     tomorrow = time.time() + 24 * 3600
     for number in range(MOST):
-        replies.keep(f"{number:064x}", b"", [])
+        replies.keep(f"{number:064x}", b"", [], "a-run", number)
         os.utime(replies._folder / f"{number:064x}", (tomorrow, tomorrow))
-    replies.keep("f" * 64, b"", [])
+    replies.keep("f" * 64, b"", [], "a-run", MOST + 3)
     assert replies.find("f" * 64) is not None
 
 
@@ -118,8 +169,8 @@ def test_the_newest_reply_of_a_run_is_kept_while_other_runs_remove_theirs(tmp_pa
     (tmp_path / "replies").mkdir()
     (tmp_path / "replies" / "gone").symlink_to(tmp_path / "nowhere")  # is listed, and cannot be looked at
     kept = SimulatedReplies(tmp_path, "a-run")
-    kept.keep("a" * 64, b"first")
-    kept.keep("b" * 64, b"second")
+    kept.keep("a" * 64, b"first", 0)
+    kept.keep("b" * 64, b"second", 1)
     assert (kept.find("a" * 64), kept.find("b" * 64)) == (None, b"second")
     assert SimulatedReplies(tmp_path, "another-run").find("b" * 64) is None
 
