@@ -60,6 +60,10 @@ class Deployment:
     def container(self, service: str) -> str:
         return self.compose("ps", "--all", "--quiet", service).strip()
 
+    def status_of(self, service: str) -> int:
+        """The exit status of a service that ends, once it has; `docker compose wait` knows none that ended before."""
+        return int(subprocess.check_output(["docker", "wait", self.container(service)], text=True, timeout=1500))
+
     def address(self, service: str, network: str) -> str:
         (found,) = docker("inspect", self.container(service))
         return str(found["NetworkSettings"]["Networks"][f"{self.project}_{network}"]["IPAddress"])

@@ -1,11 +1,9 @@
 """The dashboards in containers: from this machine with the right token, and from nowhere else."""
 
 import json
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from tests.compose.deployed import Deployment, docker, wants_an_engine
@@ -36,16 +34,9 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 def asked(port: int, token: str, host: str = "", path: str = "now") -> tuple[int, str]:
     """Status and body of the answer to a question of this machine's."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/{path}")
-    if token:
-        request.add_header("Authorization", f"Bearer {token}")
-    if host:
-        request.add_header("Host", host)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return int(answer.status), answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, ""
+    headers = ({"authorization": f"Bearer {token}"} if token else {}) | ({"host": host} if host else {})
+    answer = httpx.get(f"http://127.0.0.1:{port}/api/{path}", headers=headers, timeout=60)
+    return answer.status_code, answer.text
 
 
 def test_each_dashboard_wants_its_own_token(up: Deployment) -> None:
@@ -69,23 +60,6 @@ def test_the_overview_wants_the_coordinators_token(up: Deployment) -> None:
     assert asked(OVERVIEW, token, host="evil.example", path="sites")[0] == 421
 
 
-class _Stays(urllib.request.HTTPRedirectHandler):
-    """Shows where a page leads, and does not go there."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-def signed_in(port: int, name: str, password: str) -> urllib.request.OpenerDirector:
-    """A browser in which a person has signed in with their own password."""
-    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(), _Stays())
-    fields = urllib.parse.urlencode({"name": name, "secret": password, "next": "/"}).encode()
-    with pytest.raises(urllib.error.HTTPError) as answer:
-        browser.open(f"http://127.0.0.1:{port}/sign-in", fields, timeout=60)
-    assert answer.value.code == 303
-    return browser
-
-
 @pytest.mark.parametrize(
     ("service", "command", "home", "port"),
     [("north", "locum-node", "/site", PORTS["north"]), ("coordinator", "locum", "/coordinator", OVERVIEW)],
@@ -95,13 +69,12 @@ def test_a_person_of_a_container_signs_in_until_they_are_removed(
 ) -> None:
     person = ("exec", "-T", service, command, "person", "Dr. Roe", "--home", home)
     up.compose(*person, given="a good password\na good password\n")
-    browser = signed_in(port, "Dr. Roe", "a good password")
-    with browser.open(f"http://127.0.0.1:{port}/", timeout=60) as page:
-        assert "Dr. Roe" in page.read().decode()
-    up.compose(*person, "--remove")
-    with pytest.raises(urllib.error.HTTPError) as answer:
-        browser.open(f"http://127.0.0.1:{port}/", timeout=60)
-    assert (answer.value.code, answer.value.headers["location"]) == (303, "/sign-in")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as browser:
+        fields = {"name": "Dr. Roe", "secret": "a good password", "next": "/"}
+        assert browser.post("/sign-in", data=fields).status_code == 303
+        assert "Dr. Roe" in browser.get("/").raise_for_status().text
+        up.compose(*person, "--remove")
+        assert browser.get("/").headers["location"] == "/sign-in"
 
 
 def test_the_doors_are_open_to_this_machine_alone(up: Deployment) -> None:

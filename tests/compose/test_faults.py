@@ -22,7 +22,7 @@ SCENARIO = {
     "task": {"size": [16, 16], "classes": ["background", "organ"]},
     "sites": [*SITES],
     "network": {"channels": [2, 4]},
-    "training": {"steps": 3000, "batch_size": 2, "checkpoint_every": 100},
+    "training": {"steps": 12000, "batch_size": 2, "checkpoint_every": 100},
 }
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(3000), pytest.mark.xdist_group("compose")]

@@ -151,7 +151,7 @@ def test_a_hospital_holds_its_own_images_and_keys_alone(up: Deployment) -> None:
 
 
 def test_the_demo_ends_well_and_its_reports_are_there(up: Deployment) -> None:
-    assert up.compose("wait", "demo").split()[-1] == "0", up.compose("logs", "--no-color", "demo")
+    assert up.status_of("demo") == 0, up.compose("logs", "--no-color", "demo")
     runs = up.runs()
     assert {run.split("-")[1]: status for run, status in runs.items()} == dict.fromkeys(
         ("finetune", "smg", "joint"), "done"
@@ -187,7 +187,7 @@ def test_hospitals_find_a_coordinator_that_was_made_anew(up: Deployment) -> None
 def test_up_a_second_time_makes_nothing_anew(up: Deployment) -> None:
     runs, key = up.runs(), up.inside("north", "cat", "/site/node.key.pub")
     up.compose("up", "--detach", "--no-build")
-    assert up.compose("wait", "demo").split()[-1] == "0"
+    assert up.status_of("demo") == 0
     assert up.runs() == runs
     assert up.inside("north", "cat", "/site/node.key.pub") == key
     assert up.online() == set(HOSPITALS)
