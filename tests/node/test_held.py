@@ -9,53 +9,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node import cli
 from node.audit import Unsigned
-from node.decisions import Undecidable, held_handovers, leakage_summary, release, withhold
-from node.held import HeldHandovers, State, name_of
-from node.leakage import measure
+from node.decisions import Undecidable, leakage_summary, release, withhold
+from node.held import HeldHandovers, name_of
 from node.policy_file import FILE
-from protos.handover import Handover, Kind, Tensor
-from protos.messages import SCORE, pack_reply, pack_request, read_handover, read_request
+from protos.messages import SCORE, pack_request, read_handover
 from protos.refusals import RefusalCode
-from tests.node.guarded import Node, all_that_crosses, request, small_handover, tensor
+from tests.node.guarded import all_that_crosses, request, small_handover
+from tests.node.holding import Site, site
+
+__all__ = ["site"]
 
 ROOT = Path(__file__).parents[2]
 SIGNED = {"by": "Dr. Roe", "why": "looked at it"}
-
-
-class Site(Node):
-    """A node whose policy holds what leaves; `scale` is what its next visit makes, `visits` how many it made."""
-
-    scale = 0.5
-    visits = 0
-
-    def work(self, message: Message, context: Context) -> Message:
-        self.visits += 1
-        reply = pack_reply(read_request(message.content), small_handover(self.scale), {"loss": 0.25, "cases": 12})
-        return Message(reply, reply_to=message)
-
-    def visit(self, stop: int = 2, **changes: Any) -> Message:
-        return self.ask(self.work, pack_request(request(stop=stop, **changes), small_handover()))
-
-    @property
-    def waiting(self) -> list[str]:
-        return [held.handover for held in held_handovers(self.home)]
-
-    def path(self, name: str) -> Path:
-        return self.home / "held" / f"{name}.safetensors"
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    (tmp_path / FILE).write_text("hold: true\n")
-    return Site(tmp_path)
 
 
 def test_nothing_of_it_crosses_before_it_is_released(site: Site) -> None:
@@ -406,92 +377,3 @@ def test_whatever_happens_nothing_leaves_that_was_not_released(done: list[str]) 
                 case "settle":
                     HeldHandovers(site.home, site.ledger()).settle("run-1", 2)
         assert site.ledger().verify() == []
-
-
-# What the person sees
-
-
-def test_a_summary_says_what_would_leave(site: Site) -> None:
-    site.visit()
-    (name,) = site.waiting
-    summary = leakage_summary(site.home, name[:8])
-    leaving, arrived = small_handover(0.5), small_handover()
-    weights = summary.kinds[Kind.WEIGHTS]
-    assert (summary.handover, summary.state, summary.whole) == (name, State.WAITING, True)
-    assert (summary.run, summary.stop, summary.strategy) == ("run-1", 2, "finetune")
-    assert (summary.tensors, summary.bytes, weights.compared) == (3, leaving.nbytes(), 3)
-    assert (summary.largest, summary.largest_bytes) == ("weights/conv.weight: float32[8, 4, 3, 3]", 1152)
-    flat = [
-        np.concatenate([each.torch().double().numpy().ravel() for each in handover.weights.values()])
-        for handover in (leaving, arrived)
-    ]
-    assert weights.norm == pytest.approx(np.linalg.norm(flat[0]))
-    assert weights.change == pytest.approx(np.linalg.norm(flat[0] - flat[1]))
-    assert (summary.finite, summary.copies, summary.epsilon) == (True, None, None)
-    assert summary.metrics == {"cases": 12, "loss": 0.25}
-    assert summary.allowed[-1] == "Every handover waits here until a named person releases it."
-
-
-dtypes = st.sampled_from(["float64", "float32", "float16", "bfloat16", "int64", "uint8", "bool"])
-
-
-@given(st.data(), dtypes, st.integers(0, 6))
-def test_facts_of_any_values_are_numbers(data: st.DataObject, dtype: str, length: int) -> None:
-    width = Tensor(dtype, (0,), b"").spec.nbytes or {"float64": 8, "int64": 8, "float32": 4, "uint8": 1, "bool": 1}.get(
-        dtype, 2
-    )
-    one, other = (
-        Tensor(dtype, (length,), data.draw(st.binary(min_size=width * length, max_size=width * length)))
-        for _ in range(2)
-    )
-    facts = measure(Handover(generator={"a": one}), Handover(generator={"a": other}))[Kind.GENERATOR]
-    assert facts.norm >= 0
-    assert facts.change is not None
-    assert facts.change >= 0
-    assert facts.finite == one.finite()
-
-
-def test_what_did_not_come_in_is_not_compared() -> None:
-    leaving = Handover(prompts={"north": tensor([3.0, 4.0]), "east": tensor([0.0, 0.0])})
-    facts = measure(leaving, Handover(prompts={"north": tensor([3.0])}))[Kind.PROMPTS]
-    assert (facts.norm, facts.change, facts.compared) == (5.0, None, 0)
-    assert measure(leaving, None)[Kind.PROMPTS].change is None
-
-
-def command(*words: str) -> int:
-    try:
-        cli.main(list(words))
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-def test_the_commands_list_release_and_withhold(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    home = ("--home", str(site.home))
-    assert command("held", *home) == 0  # nothing has reached it
-    site.visit()
-    site.visit(stop=3)
-    first, second = site.waiting
-    capsys.readouterr()
-    assert command("held", *home, "--json") == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert [summary["handover"] for summary in shown] == [first, second]
-    assert command("held", *home) == 0
-    said = capsys.readouterr().out
-    assert "weights: 3 tensors, 1.2KB" in said
-    assert "near-copies" not in said
-    assert command("release", first[:8], "--by", "Dr. Roe", "--why", "fine", *home) == 0
-    assert command("release", first[:8], "--by", "Dr. Roe", "--why", "fine", *home) == 2
-    assert command("release", second[:4], "--by", "Dr. Roe", "--why", "fine", *home) == 2
-    assert command("withhold", second, "--by", "Dr. Roe", "--why", "", *home) == 2
-    assert command("withhold", second, "--by", "Dr. Roe", "--why", "no", *home) == 0
-    assert command("held", *home) == 0
-    assert "Nothing waits" in capsys.readouterr().out
-    assert command("held", first, *home) == 0
-    assert "released by Dr. Roe (fine)" in capsys.readouterr().out
-    assert command("held", "--home", str(site.home / "none")) == 2
-    site.visit(stop=4)
-    site.path(site.waiting[0]).unlink()
-    assert command("held", *home) == 1
-    assert "It cannot be released" in capsys.readouterr().out
-    assert command("ledger", *home) == 0
