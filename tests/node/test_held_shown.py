@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node import cli
 from node.decisions import leakage_summary
 from node.held import State
 from node.leakage import measure
 from protos.handover import Handover, Kind, Tensor
+from tests.node.commanded import command
 from tests.node.guarded import small_handover, tensor
 from tests.node.holding import Site, site
 
@@ -63,14 +63,6 @@ def test_what_did_not_come_in_is_not_compared() -> None:
     facts = measure(leaving, Handover(prompts={"north": tensor([3.0])}))[Kind.PROMPTS]
     assert (facts.norm, facts.change, facts.compared) == (5.0, None, 0)
     assert measure(leaving, None)[Kind.PROMPTS].change is None
-
-
-def command(*words: str) -> int:
-    try:
-        cli.main(list(words))
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def test_the_commands_list_release_and_withhold(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node import cli
 from node.audit import Unsigned
 from node.database import open_database
 from node.ledger import Ledger
@@ -25,6 +24,7 @@ from node.policy_file import FILE, PolicyFile
 from node.policy_text import edited
 from node.policy_words import policy_in_words
 from protos import strict_yaml
+from tests.node.commanded import command
 from tests.node.guarded import Node
 
 ROOT = Path(__file__).parents[2]
@@ -246,14 +246,6 @@ def test_every_rule_is_a_sentence_of_its_own(keys: dict[str, Any]) -> None:
         without = policy_in_words(Policy.model_validate({k: v for k, v in keys.items() if k != key}))
         silent = value in (False, []) if key == "hold" else value == {}
         assert (words == without) == silent
-
-
-def command(*words: str) -> int:
-    try:
-        cli.main(list(words))
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def test_the_command_shows_sets_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
