@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.conftest import Desk, Recorder, outcome
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
-SLOW = ("training.steps=3000", "training.checkpoint_every=200")  # long enough to be asked how far they are
+SLOW = ("training.steps=3000", "training.checkpoint_every=200")
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +45,24 @@ def process_with(path: Path) -> psutil.Process:
     return found[0]
 
 
-class AtStop1(Recorder):
-    """Kills a process when the first step of stop 1 is told of."""
+@contextmanager
+def killed_in_a_visit(desk: Desk, run: str, file: Path) -> Iterator[None]:
+    """Inside the block the process that has `file` open is killed once the run's visit to east has a checkpoint."""
+    checkpoints, over = desk.home.folder / "nodes" / "east" / "checkpoints" / run, threading.Event()
 
-    def __init__(self, file: Path) -> None:
-        super().__init__(on=self._kill)
-        self._file: Path | None = file
+    def watch() -> None:
+        while not over.wait(0.01):
+            if checkpoints.exists() and any(checkpoints.iterdir()):
+                os.kill(process_with(file).pid, signal.SIGKILL)
+                return
 
-    def _kill(self, event: tuple[Any, ...]) -> None:
-        if event[:2] == ("stepped", 1) and self._file is not None:
-            os.kill(process_with(self._file).pid, signal.SIGKILL)
-            self._file = None
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
 
 
 def made(desk: Desk, run: str) -> list[tuple[str, int]]:
@@ -70,9 +78,8 @@ def made(desk: Desk, run: str) -> list[tuple[str, int]]:
 
 def test_a_node_is_started_again(desk: Desk, undisturbed: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     run = desk.begin(*SLOW)
-    with nodes_of(desk) as config:
-        listener = AtStop1(desk.home.folder / "nodes" / "east" / "node.lock")
-        carry_out(run, desk.home, device="cpu", listener=listener, engine=Deployed(config))
+    with nodes_of(desk) as config, killed_in_a_visit(desk, run, desk.home.folder / "nodes" / "east" / "node.lock"):
+        carry_out(run, desk.home, device="cpu", listener=Recorder(), engine=Deployed(config))
     assert "The node of site east ended by SIGKILL; it is started again." in caplog.messages
     assert outcome(desk.row(run)) == undisturbed
     assert made(desk, run) == [("north", 0), ("east", 1), ("south", 2)]
@@ -83,9 +90,9 @@ def test_without_its_superlink_a_run_ends_with_a_sentence_and_is_resumed(
 ) -> None:
     run = desk.begin(*SLOW)
     with nodes_of(desk) as config:
-        listener = AtStop1(config.log)
-        with pytest.raises(NoSuperLink, match=r"^The SuperLink does not answer any more, .* may say why\.$"):
-            carry_out(run, desk.home, device="cpu", listener=listener, engine=Deployed(config))
+        gone = pytest.raises(NoSuperLink, match=r"^The SuperLink does not answer any more, .* may say why\.$")
+        with killed_in_a_visit(desk, run, config.log), gone:
+            carry_out(run, desk.home, device="cpu", listener=Recorder(), engine=Deployed(config))
     assert exit_status(NoSuperLink()) == FAILED
     desk.carry_out(run)
     assert outcome(desk.row(run)) == undisturbed
