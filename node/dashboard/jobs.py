@@ -68,7 +68,7 @@ class Jobs:
         last: Mapping[str, Any] | None = None
         try:
             with subprocess.Popen(
-                [sys.executable, "-m", *module],
+                [sys.executable, "-P", "-m", *module],  # -P: no folder of the user's can stand in for a module
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -82,7 +82,7 @@ class Jobs:
                     process.kill()
                 assert process.stdin is not None
                 assert process.stdout is not None
-                with process.stdin as stdin:
+                with suppress(BrokenPipeError), process.stdin as stdin:  # who needs no order may end before it comes
                     stdin.write(order)
                 complaints: list[str] = []
                 with suppress(OSError):  # a service may be forbidden to
