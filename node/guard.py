@@ -6,15 +6,12 @@ error leaves as a code with a fixed sentence. Both ways, the ledger is written f
 stays at the node, ready to leave, until a person releases it (node/waiting.py).
 """
 
-import builtins
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import cast
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -22,6 +19,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from sqlalchemy import Connection
 
 from node.copies import carries_generator
+from node.failures import FAILURES, failure_of_work, refusal_for
 from node.files import is_full_disk
 from node.held import HeldHandovers
 from node.inspection import (
@@ -45,33 +43,9 @@ from node.waiting import IsHeld, Leaving, Waiting
 from protos.declaration import Bound, Declaration
 from protos.handover import Handover, HandoverSchema, Kind
 from protos.messages import TYPES, VISIT, Request, pack_reply
-from protos.refusals import OtherVersion, Refusal, RefusalCode
+from protos.refusals import Refusal, RefusalCode
 
 _log = logging.getLogger("locum.node.guard")
-
-_FAILURES = frozenset(
-    {
-        RefusalCode.EXCEPTION,
-        RefusalCode.ERROR_REPLY,
-        RefusalCode.SITE_DATA,
-        RefusalCode.MEMORY,
-        RefusalCode.DIVERGED,
-        RefusalCode.DIED,
-        RefusalCode.DISK_FULL,
-    }
-)
-# The work behind the guard may refuse so; its own sentence goes to the log, and this one into the ledger.
-_AT_FAULT = MappingProxyType(
-    {
-        RefusalCode.SITE_DATA: "The site's data cannot be used; the node's log says why.",
-        RefusalCode.MEMORY: "The cases kept for rehearsal cannot be used; the node's log says why.",
-        RefusalCode.POLICY: "The site's policy forbids the rehearsal; the node's log says what.",
-    }
-)
-# Only these names leave: the name of a class that a strategy made could carry data.
-_EXCEPTIONS = tuple(
-    kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, BaseException)
-)
 
 
 @dataclass(frozen=True)
@@ -102,7 +76,7 @@ def make_guard(declare: Declare) -> Mod:
         except KeyboardInterrupt:
             pass
         except BaseException as error:
-            return _coded(message, _refusal_for(error))
+            return _coded(message, refusal_for(error))
         raise KeyboardInterrupt  # a new one: the one that was caught could carry data
 
     return guard
@@ -113,7 +87,7 @@ def report_failure(message: Message, context: Context, failure: Refusal) -> Mess
     try:
         return _Passage(message, context).given_up(failure)
     except BaseException as error:
-        return _coded(message, _refusal_for(error))
+        return _coded(message, refusal_for(error))
 
 
 def give_again(message: Message, context: Context, content: RecordDict, declare: Declare) -> Message:
@@ -124,7 +98,7 @@ def give_again(message: Message, context: Context, content: RecordDict, declare:
     try:
         return _Passage(message, context).again(content, declare)
     except BaseException as error:
-        return _coded(message, _refusal_for(error))
+        return _coded(message, refusal_for(error))
 
 
 @contextmanager
@@ -138,18 +112,6 @@ def keeping(keep: Callable[[Message], None] | None) -> Iterator[None]:
 
 
 _keep: ContextVar[Callable[[Message], None] | None] = ContextVar("keep", default=None)
-
-
-class _Raised(Refusal):
-    """The work behind the guard raised an exception."""
-
-    def __init__(self, error: BaseException) -> None:
-        self._name = _name_of(error)
-        super().__init__(RefusalCode.EXCEPTION, f"The work raised {self._name}; the node's log holds its text.")
-
-    @property
-    def reason(self) -> str:
-        return self._name
 
 
 Also = Callable[[Connection], None]  # what is written together with an entry
@@ -203,7 +165,7 @@ class _Passage:
         except IsHeld:
             return _coded(self._message, Refusal(RefusalCode.HELD))
         except BaseException as error:
-            return self._turn_back(_refusal_for(error))
+            return self._turn_back(refusal_for(error))
 
     def again(self, content: RecordDict, declare: Declare) -> Message:
         """The reply with this content; neither it nor the request is written into the ledger a second time."""
@@ -221,7 +183,7 @@ class _Passage:
         except IsHeld:
             return _coded(self._message, Refusal(RefusalCode.HELD))
         except BaseException as error:
-            return self._turn_back(_refusal_for(error))
+            return self._turn_back(refusal_for(error))
         return reply
 
     def given_up(self, failure: Refusal) -> Message:
@@ -323,7 +285,7 @@ class _Passage:
         self._entry = replace(self._entry, kind_bytes=kind_bytes, manifest=manifest)
 
     def _turn_back(self, refusal: Refusal) -> Message:
-        verdict = Verdict.FAILED if refusal.code in _FAILURES else Verdict.REFUSED
+        verdict = Verdict.FAILED if refusal.code in FAILURES else Verdict.REFUSED
         entry = replace(self._entry, verdict=verdict, code=refusal.code.name, detail=refusal.detail)
         try:
             self._record(replace(entry, kind_bytes={}, metrics={}, manifest=None, updates=None, audit=None))
@@ -352,20 +314,7 @@ def _work(call_next: ClientAppCallable, message: Message, context: Context) -> o
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        if type(error) is Refusal and error.code in _AT_FAULT:
-            _log.error("The site refuses with %s: %s", error.code.name, error.detail)
-            failure = Refusal(error.code, _AT_FAULT[error.code])
-        elif type(error) is FloatingPointError:  # a class that a strategy made of it tells nothing
-            _log.exception("Training diverged: its loss is no longer finite.")
-            failure = Refusal(RefusalCode.DIVERGED, "The loss is no longer finite; the node's log says at which step.")
-        elif type(error) is Refusal and error.code is RefusalCode.UNPROTECTED:
-            failure = error
-        elif is_full_disk(error):
-            _log.error("The disk is full: %s", getattr(error, "orig", error))
-            failure = Refusal(RefusalCode.DISK_FULL, "The node's disk is full; its log says where.")
-        else:
-            _log.exception("The work behind the guard was ended by an exception.")
-            failure = _Raised(error)
+        failure = failure_of_work(error)
     raise failure
 
 
@@ -390,26 +339,6 @@ def _kept(reply: Message) -> None:
         _log.exception("A reply does not leave, since it cannot be kept.")
         code = RefusalCode.DISK_FULL if is_full_disk(error) else RefusalCode.LEDGER
         raise Refusal(code, "The reply could not be kept on the node's disk.") from error
-
-
-def _refusal_for(error: BaseException) -> Refusal:
-    if isinstance(error, Refusal) and any(type(error) is known for known in (Refusal, OtherVersion, _Raised)):
-        return error
-    _log.error("The guard itself failed.", exc_info=error)
-    return Refusal(RefusalCode.GUARD, f"The guard raised {_name_of(error)}.")
-
-
-def _name_of(error: BaseException) -> str:
-    """The name of an exception's class if it is one that no strategy can have made, otherwise "Exception".
-
-    Classes are compared by identity: a class may have a metaclass that claims to equal any other.
-    """
-    if any(type(error) is known for known in _EXCEPTIONS):
-        return type(error).__name__
-    torch = sys.modules.get("torch")
-    if torch is not None and type(error) is torch.OutOfMemoryError:
-        return "OutOfMemoryError"
-    return "Exception"
 
 
 def _coded(message: Message, refusal: Refusal) -> Message:
