@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from coordinator.events import Listener
 from coordinator.home import Home
@@ -17,6 +18,9 @@ from coordinator.summary import RunSummary
 from coordinator.vault import Vault
 from node.database import open_database
 from node.ledger import Ledger
+
+settings.register_profile("no test of time", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no test of time")
 
 TINY = """
 name: tiny

@@ -29,7 +29,7 @@ def reply(seed: int, samples: int, dtype: torch.dtype = torch.float32) -> Reply:
 
 
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=6), st.sampled_from([torch.float32, torch.float64]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_it_is_the_mean_weighted_by_samples(samples, dtype):
     replies = [reply(seed, count, dtype) for seed, count in enumerate(samples)]
     found = average(iter(replies))

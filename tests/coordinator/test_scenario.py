@@ -118,7 +118,7 @@ def test_the_forms_of_an_order(order, expected):
 
 
 @given(st.integers(0, 2**32), st.integers(1, 30))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_shuffle_is_a_permutation_that_its_seed_fixes(seed, count):
     names = [f"s{number}" for number in range(count)]
     orders = [small(more=f"order: {{shuffle: {seed}}}", sites=str(names)).visiting_order() for _ in range(2)]
@@ -431,7 +431,7 @@ def assert_sentences(text: str, *overrides: str) -> None:
 
 
 @given(st.dictionaries(KEYS, TREES, max_size=5))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_tree_is_a_scenario_or_a_sentence(tree):
     assert_sentences(yaml.safe_dump({"name": "a", "task": {"classes": ["b", "c"]}, "sites": ["a", "b"]} | tree))
 
@@ -445,7 +445,7 @@ def test_any_tree_is_a_scenario_or_a_sentence(tree):
 @example("&x {name: *x, task: *x, sites: *x, study: *x, strategy: *x}")
 @example("&x [*x]")
 @example("{a: 1}: 2")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_text_is_a_scenario_or_a_sentence(text):
     assert_sentences(text)
 
@@ -454,6 +454,6 @@ def test_any_text_is_a_scenario_or_a_sentence(text):
 @example("sites.0.x.y.z=1")
 @example("training={}")
 @example("unseen.0.name=c")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_override_is_applied_or_explained(override):
     assert_sentences(SMALL, override)

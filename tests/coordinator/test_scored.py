@@ -48,7 +48,7 @@ def files_of(folder: Path, part: str, split_seed: int) -> list[Path]:
 
 
 @given(seed=st.integers(0, 2**16), garbage=st.binary(max_size=64), strategy=st.sampled_from(["finetune", "joint"]))
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_test_case_is_opened(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,

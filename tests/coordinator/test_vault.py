@@ -21,7 +21,7 @@ def artifacts(vault: Vault) -> list[Path]:
 
 
 @given(st.lists(st.binary(max_size=200), max_size=6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_everything_put_comes_back_and_equal_bytes_are_one_file(tmp_path_factory, contents):
     vault = Vault(tmp_path_factory.mktemp("vault"))
     addresses = [vault.put(data) for data in contents]

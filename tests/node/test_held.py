@@ -342,7 +342,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(steps)
 def test_whatever_happens_nothing_leaves_that_was_not_released(done: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -230,7 +230,7 @@ def test_colour_adds_what_no_rescaling_of_grey_gives() -> None:
         assert np.abs(straight(grey.image[0]) - colour.image[channel]).max() > 30
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from(SITES), st.integers(16, 40), st.integers(-(2**63), 2**63), st.sampled_from([1, 3]))
 def test_any_site_of_any_size_gives_usable_cases(where: tuple[str, int], size: int, seed: int, channels: int) -> None:
     scan = site(*where, size=size, seed=seed, channels=channels).load("case-003")

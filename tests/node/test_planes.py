@@ -51,7 +51,7 @@ def network(channels):
     soft=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_plane_is_the_last_axis_of_the_permuted_volume(plane, space, fit, soft, seed):
     """Samples and predictions bit for bit; scores but for the rounding of sums over a surface."""
     task = Task(size=(8, 6), classes=CLASSES, soft=soft, **fit)

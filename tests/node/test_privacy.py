@@ -37,15 +37,16 @@ def closed_form(noise: float, count: int, delta: float) -> float:
     return max(0.0, minimize_scalar(at, bounds=(best - 0.2, best + 0.2), method="bounded").fun)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(noises, counts, deltas)
 def test_epsilon_is_that_of_the_gaussian_mechanism(noise: float, count: int, delta: float) -> None:
     wanted = closed_form(noise, count, delta)
-    assert epsilon({noise: count}, delta) == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+    # the orders are a grid: the best of them may lie beside the best of all, which shows where there is next to nothing
+    assert epsilon({noise: count}, delta) == pytest.approx(wanted, rel=1e-3, abs=1e-5)
     assert epsilon({noise: count}, delta) >= wanted * (1 - 1e-9) - 1e-12  # never less than what is true
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(noises, st.integers(1, 1000))
 def test_epsilon_is_no_less_than_the_exact_one(noise: float, count: int) -> None:
     """Balle and Wang 2018, Theorem 8: delta of the Gaussian mechanism at an epsilon, for n of them together."""
@@ -55,7 +56,7 @@ def test_epsilon_is_no_less_than_the_exact_one(noise: float, count: int) -> None
     assert delta <= 1e-5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(noises, st.integers(1, 10**5), min_size=1), noises, deltas)
 def test_every_further_release_costs(releases: dict[float, int], noise: float, delta: float) -> None:
     more = releases | {noise: releases.get(noise, 0) + 1}

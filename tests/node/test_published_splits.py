@@ -74,7 +74,7 @@ def checked(folder, unseen=False, **split):
 
 
 @given(said=st.lists(st.sampled_from(PARTS), min_size=12, max_size=12), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_table_alone_decides(folder, said, seed):
     """Whatever fractions and seed would say: the plan refuses them beside a table, the node does not look at them."""
     write_table(folder, {f"case-{number:03d}": part for number, part in enumerate(said)})

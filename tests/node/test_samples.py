@@ -247,7 +247,7 @@ def test_windows_reach_every_voxel():
 
 
 @given(seeds=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=5), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_seed_gives_the_same_bits_whatever_came_before_or_stands_beside(seeds, data):
     # an odd number of pixels, so that vectorised and remaining elements would show
     task = Task(size=(13, 11), classes=CLASSES, fit=data.draw(st.sampled_from(["resize", "patch"])))

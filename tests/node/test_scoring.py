@@ -83,7 +83,7 @@ def pairs(draw):
 
 
 @given(pairs())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_swapping_changes_nothing_and_spacing_scales_distances(pair):
     one, other, spacing = pair
     score = score_case(one, other, spacing, 4)
@@ -95,7 +95,7 @@ def test_swapping_changes_nothing_and_spacing_scales_distances(pair):
 
 
 @given(pairs())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @pytest.mark.filterwarnings("ignore:the (ground truth|prediction) of class")
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI passes it to itself
 def test_cropping_and_counting_change_nothing_against_monai(pair):

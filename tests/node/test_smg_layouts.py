@@ -151,7 +151,7 @@ def test_the_frames_are_those_of_the_table(download):
     flips=arrays(np.int8, 3, elements=st.sampled_from([-1, 1])),
     sizes=arrays(np.float64, 3, elements=st.floats(0.8, 12)),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_slices_are_the_stored_ones_however_the_heart_lies(tmp_path_factory, angles, flips, sizes):
     """The short axis is oblique: read along the body's nearest axes, the third would often be another one."""
     folder = tmp_path_factory.mktemp("film") / "siemens"

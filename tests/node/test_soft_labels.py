@@ -133,7 +133,7 @@ def test_shrinking_a_hard_mask_leaves_the_share_of_each_pixel():
     size=st.tuples(*[st.integers(2, 16)] * 3),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_labels_stay_shares_through_everything(space, size, seed):
     task = task_of(size, fit="patch", spacing=(0.8, 1.5, 1.0), foreground=0.5)
     samples = SiteSamples(samples_of(scan_of(space, seed=seed), task), task, ALL)
@@ -198,7 +198,7 @@ def test_the_share_of_windows_about_foreground_is_the_tasks(soft, foreground, lo
     foreground=st.sampled_from([0.0, 0.5, 1.0]),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_window_is_a_part_of_the_padded_volume(space, size, soft, foreground, seed):
     """Whatever axes are shorter than the window: image and label are cut alike, and what is beyond them is zero."""
     position = (1 + np.arange(np.prod(space), dtype=np.float32)).reshape(1, *space)

@@ -46,7 +46,7 @@ def file_of(header: bytes | dict[str, Any], body: bytes = b"") -> bytes:
 # What goes in comes out
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(HANDOVERS)
 @example(Handover())
 @example(Handover(weights={"empty": Tensor("float32", (0, 3), b""), "scalar": Tensor("bool", (), b"\1")}))
@@ -59,7 +59,7 @@ def test_bytes_round_trip(handover: Handover) -> None:
     assert handover.nbytes() == sum(handover.nbytes(kind) for kind in Kind) == HandoverSchema.of(handover).nbytes()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tensors())
 def test_torch_round_trip(value: Tensor) -> None:
     as_torch = value.torch()
@@ -104,7 +104,7 @@ def test_finite_extremes_are_finite() -> None:
 # The digest
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(HANDOVERS, st.randoms(use_true_random=False))
 def test_order_of_insertion_does_not_matter(handover: Handover, random: Any) -> None:
     shuffled = {}
@@ -118,7 +118,7 @@ def test_order_of_insertion_does_not_matter(handover: Handover, random: Any) -> 
     assert again.to_bytes() == handover.to_bytes()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(HANDOVERS, HANDOVERS)
 def test_digests_differ_where_handovers_differ(one: Handover, other: Handover) -> None:
     assert (one.digest() == other.digest()) == (one == other)
@@ -321,7 +321,7 @@ ENTRIES = st.fixed_dictionaries(
 HEADERS = st.dictionaries(st.sampled_from(["weights/a", "prompts/b", "images/c", ""]), ENTRIES | JSON, max_size=3)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(header=HEADERS, metadata=st.just({"schema_version": "1"}) | JSON, body=st.binary(max_size=12))
 def test_an_invented_header_gives_a_handover_or_malformed(header: Any, metadata: Any, body: bytes) -> None:
     data = file_of({"__metadata__": metadata} | header, body)
@@ -332,7 +332,7 @@ def test_an_invented_header_gives_a_handover_or_malformed(header: Any, metadata:
     assert Handover.from_bytes(handover.to_bytes()) == handover
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(HANDOVERS, st.data())
 def test_damage_of_any_size_gives_a_handover_or_malformed(handover: Handover, data: st.DataObject) -> None:
     whole = handover.to_bytes()

@@ -85,7 +85,7 @@ def test_another_handover_is_found(other: Handover) -> None:
         check_manifest(manifest(), other)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_damaged_manifest_is_no_manifest_of_this_handover(data: st.DataObject) -> None:
     """Unless the damage fell on run, stop, site or strategy, which the guard compares with the request."""

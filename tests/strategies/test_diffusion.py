@@ -104,7 +104,7 @@ def test_the_linear_schedule_is_hos_and_ends_in_noise_whatever_its_length() -> N
 
 
 @given(name=st.sampled_from(["cosine", "linear"]), steps=st.integers(21, 2000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_less_and_less_of_the_image_is_left(name: str, steps: int) -> None:
     schedule = Schedule.of(name, steps)  # type: ignore[arg-type]
     assert schedule.steps == steps
@@ -131,7 +131,7 @@ def test_noised_images_have_the_mean_and_variance_of_their_level(schedule: Sched
 
 
 @given(seed=st.integers(0, 2**31), count=st.integers(1, 40), steps=st.integers(1, 1000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_one_level_comes_from_each_part(seed: int, count: int, steps: int) -> None:
     levels = times(generator(seed), count, steps)
     assert (levels.dtype, levels.shape) == (torch.int64, (count,))
@@ -312,7 +312,7 @@ def test_the_ancestral_sampler_follows_its_generator() -> None:
 
 
 @every_sampler
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data(), name=st.sampled_from(["cosine", "linear"]), steps=st.integers(21, 300))
 def test_the_denoiser_is_called_as_often_as_asked(sampler: Sampler, data: st.DataObject, name: str, steps: int) -> None:
     evaluations = data.draw(st.integers(1, steps))
@@ -326,7 +326,7 @@ def test_the_denoiser_is_called_as_often_as_asked(sampler: Sampler, data: st.Dat
     assert all(now > then for now, then in zip(denoiser.levels, denoiser.levels[1:], strict=False))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data(), steps=st.integers(2, 60), bend=st.floats(0.05, 20))
 def test_the_levels_differ_whatever_the_schedule(data: st.DataObject, steps: int, bend: float) -> None:
     evaluations = data.draw(st.integers(2, steps))

@@ -137,7 +137,7 @@ some_importance = st.lists(st.floats(0, 1e6, width=32), min_size=4, max_size=60)
 
 
 @pytest.mark.parametrize("reading", ["paper", "released"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=some_importance)
 def test_comparable_importance_lies_between_0_and_1_and_keeps_the_ranking(reading: Any, values: list[float]) -> None:
     importance = {"a": torch.tensor(values[:2]), "b": torch.tensor(values[2:])}

@@ -105,7 +105,7 @@ def test_steps_of_adam_are_those_of_pooled_training() -> None:
             assert (joint[name] - first[name]).abs().max() > 1e-4, name
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     cases=st.lists(st.integers(1, 9), min_size=1, max_size=5),
     batch_size=st.integers(1, 12),

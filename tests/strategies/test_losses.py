@@ -20,7 +20,7 @@ def draw(seed: int, samples: int, classes: int, size: tuple[int, ...]) -> tuple[
 
 
 @every_loss
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**31),
     samples=st.integers(1, 5),

@@ -65,7 +65,7 @@ def test_what_is_frozen_already_is_not_made_up_for() -> None:
     assert further.tolist() == [False, False, True, True, False, False, False, False]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     values=st.lists(st.floats(0, 1, width=32), min_size=3, max_size=40),
     share=st.floats(0, 1),

@@ -64,7 +64,7 @@ gradients = st.lists(st.lists(st.floats(-1e3, 1e3), min_size=SIZE, max_size=SIZE
 clips = st.floats(1e-6, 1e6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(gradients, clips, st.integers(1, 9))
 def test_no_sample_adds_more_than_the_bound(rows: Any, clip: float, count: int) -> None:
     """Without one of them, the sum is nowhere further away than `clip`: this is all that epsilon rests on."""
@@ -75,7 +75,7 @@ def test_no_sample_adds_more_than_the_bound(rows: Any, clip: float, count: int) 
         assert norm({name: whole[name] - rest[name] for name in WIDE}) * count <= clip * (1 + 1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(gradients, st.integers(1, 9))
 def test_a_bound_that_nobody_reaches_changes_nothing(rows: Any, count: int) -> None:
     released = Privacy(1e6, 0, never).release(map(split, rows), LIKE, count)

@@ -37,7 +37,7 @@ def logits_of(seed: int, samples: int, channels: int, size: tuple[int, ...]) -> 
     size=st.sampled_from([(3, 5), (2, 3, 4), (1, 1)]),
     channels=st.integers(1, 3),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_largest_is_exactly_one_wherever_anything_is_positive(
     seed: int, shift: float, size: tuple[int, ...], channels: int
 ) -> None:
@@ -96,7 +96,7 @@ def test_gradients_per_sample_can_be_vectorised() -> None:
 
 
 @given(seed=st.integers(0, 2**31), channels=st.integers(1, 3), size=st.sampled_from([(4, 4), (2, 3, 4)]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_loss_is_a_mean_over_samples_of_the_formula(seed: int, channels: int, size: tuple[int, ...]) -> None:
     logits = logits_of(seed, 3, channels, size)
     label = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -113,7 +113,7 @@ def test_the_loss_is_a_mean_over_samples_of_the_formula(seed: int, channels: int
 
 
 @given(seed=st.integers(0, 2**31), towards=st.floats(-1, 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_nothing_is_better_than_the_truth_itself(seed: int, towards: float) -> None:
     """With plain sums in the denominator rounding the shares up would be better."""
     generator = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.plan import Training
@@ -88,7 +88,6 @@ def test_mas_lr_halves_in_the_first_visit_and_stays_there() -> None:
 @given(
     steps=st.integers(1, 60), longer=st.integers(1, 5), lr_step=st.integers(1, 20), epochs=st.none() | st.integers(1, 9)
 )
-@settings(deadline=None)
 def test_training_of_another_length_falls_alike(steps: int, longer: int, lr_step: int, epochs: int | None) -> None:
     training = Training(steps=steps, epochs=epochs, lr_step=lr_step)
     stretched = rates(training, steps * longer)

@@ -32,7 +32,7 @@ def test_whatever_is_asked_is_answered_as_described(
     answered = set()
 
     @given(described[path]["GET"].as_strategy(generation_mode=mode))
-    @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     def ask(case: Any) -> None:
         case.headers = {**(case.headers or {}), **HEADERS}
         answer(case, OWN)

@@ -28,7 +28,6 @@ def test_no_request_ends_in_a_fault(lived_in: Path) -> None:
 
         @settings(
             max_examples=EXAMPLES,
-            deadline=None,
             database=None,
             phases=[Phase.explicit, Phase.generate],
             suppress_health_check=list(HealthCheck),
