@@ -1,5 +1,6 @@
 """Shared by the tests of whole runs: tiny synthetic hospitals, and a desk from which runs of them are made."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ from node.ledger import Ledger
 
 settings.register_profile("no test of time", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no test of time")
+
+# A shell has what it starts in the background ignore interrupts; the processes that tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = """
 name: tiny
