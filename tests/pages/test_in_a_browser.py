@@ -52,8 +52,30 @@ def test_signing_in_with_the_keyboard_and_what_is_live(chromium: Browser, addres
         page.keyboard.press("Enter")
         expect(page.locator("body")).to_contain_text(": kept")
         visitor.go("/")
-        page.get_by_role("button", name="Sign out").click()
+        visitor.sign_out()
         expect(page).to_have_title("Sign in · north")
+
+
+def test_a_part_that_changes_under_a_pressed_pointer_waits_for_the_click(chromium: Browser, address: str) -> None:
+    with visiting(chromium, address) as visitor:
+        visitor.sign_in(TOKEN, "Ada")
+        page = visitor.page
+        link = page.locator("#counter a")
+        expect(page.locator("figure[data-drawn]")).to_have_count(1)  # so nothing moves any more
+        for counted, there in ((4, False), (5, True)):
+            link.hover()
+            page.mouse.down()
+            with page.expect_response("**/counter") as asked:
+                STATE["counter"] = counted
+            asked.value.finished()
+            page.evaluate("new Promise(done => setTimeout(done, 200))")  # a swap would have been made by now
+            expect(link).not_to_have_text(str(counted))
+            if not there:
+                page.mouse.move(0, 0)
+            page.mouse.up()
+            if not there:
+                expect(link).to_have_text(str(counted))
+        expect(page).to_have_url(f"{address}/text?text=counted")
 
 
 def test_hostile_text_is_text(chromium: Browser, address: str) -> None:

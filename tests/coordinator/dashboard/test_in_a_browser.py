@@ -81,7 +81,7 @@ def test_a_run_is_scheduled_seen_and_another_cancelled(chromium: Browser, served
         wait_for(lambda: served.children("coordinator.worker") == [])
 
         cancelled = page.url
-        page.get_by_role("button", name="Sign out").click()
+        visitor.sign_out()
         People(home / PEOPLE_FILE).set_password("Dr Bailey", "correct horse")
         visitor.sign_in("correct horse", "Dr Bailey")
         page.goto(cancelled)
