@@ -80,8 +80,8 @@ class Dispatcher:
     def _begin(self, nodes: Callable[[], Mapping[str, bool]]) -> None:
         """Begin what has its turn now, and say what the others wait for."""
         now = time.monotonic()
-        queue = [one for one in queued(self._store) if one.run not in self._carried]
-        rested = [one for one in queue if self._rests.get(one.run, now) <= now]
+        queue = (one for one in queued(self._store) if one.run not in self._carried)
+        rested = (one for one in queue if self._rests.get(one.run, now) <= now)
         carried = {run: waiting for run, (_, waiting) in self._carried.items()}
         turns = choose(rested, carried, self._workers, datetime.now(UTC), nodes)
         for waiting in turns.chosen:

@@ -1,18 +1,18 @@
 """Whose turn it is: the runs that wait at the control service, and what each of them waits for."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from sqlalchemy import select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from coordinator.exchange import AWAY, in_words
 from coordinator.journal import note, utc
 from coordinator.scenario import Patience, SkipInstead
 from coordinator.store import SETTLED, QueueRow, Run, Store
 
-LOOKED_AT = 200  # of the queue at once; the others are behind these anyway
+LOOKED_AT = 200  # of the queue at once; the others are looked at if a worker is still free
 LEAST_SECONDS = 15.0  # of patience: as long as a node may need to sign on again after the SuperLink was started
 ENDED = ("done", "incomplete")  # statuses after which a run that waits for another has its turn
 
@@ -42,7 +42,7 @@ class Turns:
 
 
 def choose(
-    queue: Sequence[Waiting],
+    queue: Iterable[Waiting],
     carried: Mapping[str, Waiting],
     workers: int,
     now: datetime,
@@ -50,35 +50,42 @@ def choose(
 ) -> Turns:
     """Whose turn it is now, and what the others wait for.
 
-    `queue` is in the order of the turns, `carried` the runs that are being carried out; `nodes` says of every site
-    with a registered node whether that is online, and is asked at most once. A run that could begin but for a site
-    that is busy keeps that site from those behind it, so that it is not passed over for ever. A site that is away is
-    waited for, from when it is the run's turn, as long as the scenario's patience says.
+    `queue` is in the order of the turns, and is read on beyond LOOKED_AT only while a worker is free; `carried` are the
+    runs that are being carried out; `nodes` says of every site with a registered node whether that is online, and is
+    asked at most once. A run that could begin but for a site that is busy keeps that site from those behind it, so that
+    it is not passed over for ever. A site that is away is waited for as long as the scenario's patience says, which
+    begins, and ends, only when nothing but that site is missing.
     """
     turns = Turns()
     taken = {site: run for run, waiting in carried.items() for site in waiting.sites}
     known: Mapping[str, bool] | None = None
-    for waiting in queue:
-        reason = _too_early(waiting, now)
-        if reason is None:
-            known = nodes() if known is None else known
-            absence = _Absence(waiting, known, now)
+    for place, waiting in enumerate(queue):
+        begun = len(carried) + len(turns.chosen)
+        if place >= LOOKED_AT and begun >= workers:
+            break
+        if (reason := _too_early(waiting, now)) is not None:
+            turns.reasons[waiting.run] = reason
+            continue
+        known = nodes() if known is None else known
+        absence = _Absence(waiting, known, now)
+        reason = _busy(waiting.sites, taken)
+        if reason is None and begun >= workers:
+            reason = f"a free worker; {begun} runs are being carried out"
+        if reason is not None:
+            turns.away[waiting.run] = absence.begun
+        elif (sentence := absence.failure) is not None:
+            turns.failed[waiting.run] = sentence
+            continue
+        else:
             turns.away[waiting.run] = absence.since
-            if (sentence := absence.failure) is not None:
-                turns.failed[waiting.run] = sentence
-                continue
             reason = absence.reason
         if reason is None:
-            reason = _busy(waiting.sites, taken)
-            begun = len(carried) + len(turns.chosen)
-            if reason is None and begun >= workers:
-                reason = f"a free worker; {begun} runs are being carried out"
-            if reason is None:
-                turns.chosen.append(waiting)
-                turns.given_up[waiting.run] = absence.given_up
-            taken = dict.fromkeys(waiting.sites, waiting.run) | taken
-        if reason is not None:
+            turns.chosen.append(waiting)
+            turns.given_up[waiting.run] = absence.given_up
+        else:
             turns.reasons[waiting.run] = reason
+        if absence.reason is None:
+            taken = dict.fromkeys(waiting.sites, waiting.run) | taken
     return turns
 
 
@@ -101,6 +108,11 @@ class _Absence:
         over = [site for site, since in self.since.items() if (now - since).total_seconds() >= self._seconds(site)]
         self.given_up = tuple(site for site in over if isinstance(self._patience(site).then, SkipInstead))
         self._exhausted = [site for site in over if site not in self.given_up]
+
+    @property
+    def begun(self) -> dict[str, datetime]:
+        """Those of `since` that were waited for before."""
+        return {site: since for site, since in self.since.items() if site in self._waiting.away_since}
 
     @property
     def failure(self) -> str | None:
@@ -158,12 +170,17 @@ def enqueue(session: Session, runs: Sequence[str], *, not_before: datetime | Non
         note(session, run, "said", {"sentence": f"Run {run} is queued."})
 
 
-def queued(store: Store) -> list[Waiting]:
-    """The queue's front in the order of the turns, runs that are being carried out included."""
-    with store.transaction() as session:
-        found = session.scalars(select(QueueRow).order_by(QueueRow.number).limit(LOOKED_AT)).all()
-        status = {row.after: session.get_one(Run, row.after).status for row in found if row.after is not None}
-        return [_waiting(row, status) for row in found]
+def queued(store: Store) -> Iterator[Waiting]:
+    """The queue in the order of the turns, runs that are being carried out included; read as far as it is asked for."""
+    last, read = -1, LOOKED_AT
+    while read == LOOKED_AT:
+        with store.transaction() as session:
+            rows = select(QueueRow).where(QueueRow.number > last).order_by(QueueRow.number).limit(LOOKED_AT)
+            found = session.scalars(rows.options(selectinload(QueueRow.run, Run.stops))).all()
+            status = {row.after: session.get_one(Run, row.after).status for row in found if row.after is not None}
+            waiting = [_waiting(row, status) for row in found]
+            last, read = (found[-1].number if found else last), len(found)
+        yield from waiting
 
 
 def _waiting(row: QueueRow, status: Mapping[str, str]) -> Waiting:

@@ -2,11 +2,13 @@
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.scenario import Patience, SkipInstead
-from coordinator.turns import LEAST_SECONDS, Turns, Waiting, choose
+from coordinator.turns import LEAST_SECONDS, LOOKED_AT, Turns, Waiting, choose, enqueue, queued
+from tests.conftest import Desk
 
 NOW = datetime(2031, 5, 17, 22, 30, tzinfo=UTC)
 SITES = ("north", "east", "south")
@@ -118,6 +120,38 @@ def test_no_patience_is_lost_before_it_is_a_runs_turn() -> None:
     turns = without_north(patient("fail", 90, since=900, not_before=NOW + timedelta(hours=1)))
     assert (turns.failed, turns.away) == ({}, {})
     assert turns.reasons["a"].startswith("its time")
+
+
+def test_no_patience_begins_nor_ends_while_something_else_is_missing_too() -> None:
+    """A run whose worker or whose other site is busy would not begin if north came back."""
+    for carried, workers in ((at("c", "elsewhere"), 1), (at("c", "east"), 9)):
+        for then in ("fail", SkipInstead(skip="Dr. Roe")):
+            for since, kept in ((None, {}), (900, {"north": NOW - timedelta(seconds=900)})):
+                one = patient(then, 90, since=since)  # type: ignore[arg-type]
+                turns = choose([one], {"c": carried}, workers, NOW, lambda: {"north": False, "east": True})
+                assert (turns.chosen, turns.failed, turns.away) == ([], {}, {"a": kept})
+                assert "north" not in turns.reasons["a"]
+
+
+def test_runs_that_cannot_begin_keep_nobody_waiting_however_many_they_are() -> None:
+    """But nobody looks at all of a queue of which no worker can carry out any more."""
+    later = [at(f"a{number}", "north", not_before=NOW + timedelta(days=7)) for number in range(2 * LOOKED_AT)]
+    assert chosen(*later, at("b", "north")) == ["b"]
+    away = [at(f"a{number}", "elsewhere") for number in range(2 * LOOKED_AT)]
+    assert chosen(*away, at("b", "north")) == ["b"]
+    full = choose([*later, at("b", "north")], {"c": at("c", "east")}, 1, NOW, lambda: ONLINE)
+    assert (full.chosen, len(full.reasons)) == ([], LOOKED_AT)
+
+
+def test_the_whole_queue_is_read_in_its_order(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.turns.LOOKED_AT", 2)
+    store = desk.home.store()
+    runs = [desk.begin(f"seed={seed}") for seed in (3, 1, 4, 2)]
+    assert list(queued(store)) == []
+    for count, run in enumerate(runs, 1):
+        with store.transaction() as session:
+            enqueue(session, [run], not_before=None, after=None)
+        assert [one.run for one in queued(store)] == runs[:count]
 
 
 def test_no_patience_is_too_short_for_a_node_to_sign_on_again() -> None:
