@@ -45,7 +45,7 @@ RETRY_SECONDS = 60.0  # for a call that the SuperLink does not answer
 _FIRST_WAIT, _LONGEST_WAIT = 0.01, 0.1  # for an object that its sender is still handing in
 _LINGER_SECONDS = 1.0  # over a reply of which no more comes, before others are looked after
 HOLD_SECONDS = 2.0  # that the question for replies may be held
-_ASK_SECONDS, _ASK_SHARE = 5.0, 0.05  # how far a message is: asked so often, and less often the longer it takes
+_ASK_SECONDS, _ASK_SHARE, _ASK_MOST = 5.0, 0.05, 60.0  # between questions how far a message is; see between_questions
 _REFUSED_SECONDS = 60.0  # until a site that did not say is asked once more
 _IDLE_ANSWERS = 2  # in a row: one may have crossed the message's own reply
 _ANSWER_SECONDS = 60.0  # after which a question for progress is worth nothing
@@ -82,6 +82,15 @@ class _Arriving:
     @classmethod
     def of(cls, identity: str, tree: ObjectTree) -> "_Arriving":
         return cls(identity, [part.object_id for part in iterate_object_tree(tree)])
+
+
+def between_questions(elapsed: float, doubtful: bool) -> float:
+    """Seconds between two questions how far a message is that a node has had for so many seconds.
+
+    They are fewer the longer it takes, but one a minute at least, since they also show that the node has lost it; if
+    the last answer said so, the next one is asked for soon.
+    """
+    return _ASK_SECONDS if doubtful else min(max(_ASK_SECONDS, _ASK_SHARE * elapsed), _ASK_MOST)
 
 
 def _is_final(error: Exception) -> bool:
@@ -220,7 +229,7 @@ class FlowerGrid(HttpGrid):
     def _question(self, asked: _Asked) -> str | None:
         """The name of the open question for a message's progress, asked now if it is time."""
         now = time.monotonic()
-        if asked.question is None and now - asked.asked > max(_ASK_SECONDS, _ASK_SHARE * (now - asked.began)):
+        if asked.question is None and now - asked.asked > between_questions(now - asked.began, asked.idle > 0):
             request = ConfigRecord({"json": json.dumps({**asked.request, "args": {}})})
             to = asked.message.metadata.dst_node_id
             message = Message(RecordDict({"request": request}), to, PROGRESS, ttl=_ANSWER_SECONDS)

@@ -8,6 +8,7 @@ import heapq
 import json
 import shutil
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -64,6 +65,7 @@ class WorstCases:
         notes = {"stop": str(request.stop), "cases": json.dumps(listed)}
         replace_file(folder / f"{request.run}.safetensors", save(tensors, notes))
         _keep_newest(folder)
+        _clear_drawn(home, request.run, request.stop)
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,21 @@ def thumbnail_file(home: Path, fingerprint: str, case: str) -> Path:
 
 def drawn_file(home: Path, run: str, stop: int, case: str) -> Path:
     """Where the picture of a case's segmentation lies; see thumbnail_file."""
-    return home / "shown" / "drawn" / f"{run}-{stop}" / f"{_named(case)}.png"
+    return home / "shown" / "drawn" / run / str(stop) / f"{_named(case)}.png"
 
 
 def examination_file(home: Path, fingerprint: str) -> Path:
     """Where what was found of the site's data lies, as JSON."""
     return home / "shown" / "data" / f"{fingerprint}.json"
+
+
+def keep_examination(home: Path, fingerprint: str, document: bytes) -> None:
+    """Keep what was found of the site's data, which has its thumbnails; the RUNS newest findings stay."""
+    kept = examination_file(home, fingerprint)
+    replace_file(kept, document)
+    for thumbnails in _newest_first(path for path in kept.parent.iterdir() if path.is_dir())[RUNS:]:
+        _remove(thumbnails)
+        _remove(thumbnails.with_suffix(".json"))
 
 
 def _named(case: str) -> str:
@@ -145,6 +156,25 @@ def private(folder: Path) -> Path:
     return folder
 
 
+def _clear_drawn(home: Path, run: str, stop: int) -> None:
+    """Remove what was drawn of segmentations that are no longer kept: of earlier stops, and of earlier runs."""
+    predictions, drawn = home / "shown" / "predictions", home / "shown" / "drawn"
+    for path in drawn.glob("*"):
+        if not (predictions / f"{path.name}.safetensors").exists():
+            _remove(path)
+    for path in (drawn / run).glob("*"):
+        if path.name != str(stop):
+            _remove(path)
+
+
 def _keep_newest(folder: Path) -> None:
-    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)[RUNS:]:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in _newest_first(folder.iterdir())[RUNS:]:
+        _remove(path)
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

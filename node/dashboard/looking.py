@@ -24,7 +24,7 @@ from node.drawing import as_colours, enlarged, fullest, png, tinted
 from node.files import replace_file
 from node.phantoms import PhantomSource
 from node.settings import SiteSettings
-from node.shown import Predictions, drawn_file, examination_file, private, thumbnail_file
+from node.shown import Predictions, drawn_file, examination_file, keep_examination, private, thumbnail_file
 from protos.plan import Plan, Split, Task
 
 THUMBNAILS = 500  # at most
@@ -94,7 +94,7 @@ def look(order: Mapping[str, Any]) -> dict[str, Any]:
     watched = Watched(source, task, split, values, home, fingerprint, source.synthetic)
     examination = examine(watched, unseen=unseen, scored=scored, on_case=_tell_place)
     found = _document(watched, examination, unseen)
-    replace_file(kept, json.dumps(found).encode())
+    keep_examination(home, fingerprint, json.dumps(found).encode())
     return found
 
 

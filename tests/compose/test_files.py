@@ -96,6 +96,12 @@ def test_what_an_override_publishes_is_for_this_machine_unless_told() -> None:
     assert published == ["${LOCUM_LISTEN:-127.0.0.1}:8443:8443"]
 
 
+def test_images_and_policy_of_a_hospitals_own_are_with_all_that_read_them() -> None:
+    own = yaml.safe_load((DEPLOY / "hospital.override.yaml").read_text())["services"]
+    assert own.keys() == {name for name in SERVICES if "north-images:/data:ro" in SERVICES[name].get("volumes", [])}
+    assert all(service == own["north"] for service in own.values())
+
+
 @every_service
 def test_a_service_is_on_named_networks_or_on_none(name: str) -> None:
     service = SERVICES[name]

@@ -10,7 +10,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from coordinator.events import Listener
-from coordinator.flower_grid import FlowerGrid
+from coordinator.flower_grid import FlowerGrid, between_questions
 from protos.messages import DESCRIBE
 
 
@@ -44,3 +44,8 @@ def test_the_message_itself_is_handed_in_last() -> None:
     assert list(grid.push_messages([message])) == client.roots
     assert len(client.pushed) == len(set(client.pushed)) == 1 + 1 + 1 + len(parts)
     assert client.pushed[-1] == client.roots[0]
+
+
+def test_however_long_a_visit_takes_its_node_is_asked_every_minute_and_soon_if_it_may_have_lost_it() -> None:
+    assert [between_questions(elapsed, False) for elapsed in (0, 60, 400, 36_000)] == [5, 5, 20, 60]
+    assert between_questions(36_000, True) == 5

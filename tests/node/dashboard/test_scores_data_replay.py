@@ -1,6 +1,7 @@
 """My scores, my data, replay: figures are those of the run, pictures are made here, and case names reach no file."""
 
 import html
+import os
 import re
 import shutil
 import stat
@@ -14,7 +15,16 @@ from starlette.testclient import TestClient
 from node.dashboard.scores import StopScore, forgetting
 from node.database import open_database
 from node.records import CaseScoreRow
-from node.shown import RUNS, Predictions, WorstCases, keep_replays
+from node.shown import (
+    RUNS,
+    Predictions,
+    WorstCases,
+    drawn_file,
+    keep_examination,
+    keep_replays,
+    private,
+    thumbnail_file,
+)
 from tests.conftest import Desk
 from tests.node.dashboard.houses import HOSTILE_CASE, Opened, copy_of
 from tests.node.guarded import request as asked_for
@@ -168,7 +178,37 @@ def test_of_many_runs_the_newest_are_kept_and_of_many_cases_the_worst(tmp_path: 
     assert kept.segmentation("c03") is None
 
 
+def test_what_was_drawn_goes_with_the_segmentations_that_it_shows(tmp_path: Path) -> None:
+    def scored(run: str, stop: int) -> Path:
+        WorstCases().write(tmp_path, asked_for(run=run, stop=stop))
+        path = drawn_file(tmp_path, run, stop, "case")
+        private(path.parent)
+        path.write_bytes(b"\x89PNG")
+        return path
+
+    first, second = scored("run-0", 0), scored("run-0", 1)
+    assert (first.parent.exists(), second.exists()) == (False, True)
+    WorstCases().write(tmp_path, asked_for(run="run-0", stop=1))  # a kill lets a stop be scored twice
+    assert second.exists()
+    for number in range(1, RUNS + 1):
+        scored(f"run-{number}", 0)
+    kept = {path.stem for path in (tmp_path / "shown" / "predictions").iterdir()}
+    assert {path.name for path in (tmp_path / "shown" / "drawn").iterdir()} == kept
+    assert len(kept) == RUNS
+
+
 # My data
+
+
+def test_of_many_findings_the_newest_stay_with_their_thumbnails(tmp_path: Path) -> None:
+    for number in range(RUNS + 2):
+        picture = thumbnail_file(tmp_path, f"{number:x}", "case")
+        private(picture.parent)
+        picture.write_bytes(b"\x89PNG")
+        os.utime(picture.parent, (number, number))  # a file system's clock is coarse
+        keep_examination(tmp_path, f"{number:x}", b"{}")
+    there = {path.name for path in (tmp_path / "shown" / "data").iterdir()}
+    assert there == {f"{number:x}{end}" for number in range(2, RUNS + 2) for end in ("", ".json")}
 
 
 def test_the_data_are_as_check_finds_them(opened: Opened, asked: TestClient, run: str) -> None:
