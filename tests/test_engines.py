@@ -23,6 +23,8 @@ STRATEGIES = (
     "{name: ewc, strength: 10}",
     "joint",
     "{name: replay, mode: interleaved, cases: 3, local_steps: 2}",
+    "{name: replay, mode: exact, cases: 3}",
+    "{name: smg, generator: {channels: [8]}, generator_steps: 2, generator_batch: 2, evaluations: 2, replays: 2}",
 )
 
 
